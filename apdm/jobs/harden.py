@@ -93,7 +93,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         base, start = processes.all_or_raise(lambda: load_base_and_start(config))
         inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
         inputs = inputs or HardenInputs(config=config, base=base, start=start)
-        checkpoint, facts, continues = processes.broadcast(lambda: inputs.claim_output(held))
+        checkpoint, facts = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True
         tracker = processes.on_main(lambda: start_tracker(config, held))
         if processes.is_main:
@@ -106,9 +106,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         del training
         free_memory()
         try:
-            moved = processes.on_main(
-                lambda: export(config, base, hardened, trained.steps, device, about=inputs.about, keep_photos=continues)
-            )
+            moved = processes.on_main(lambda: export(config, base, hardened, trained.steps, device, about=inputs.about))
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:

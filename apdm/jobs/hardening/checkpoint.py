@@ -51,6 +51,7 @@ REPORTED_OPTIONS = (
     *("instance_data_dir", "pool.benign_data_dir", "rehearsal_data_dir", "dataset_name", "class_dataset_name"),
     "dataset_subjects",
 )
+COUNTED = ("photos", "consenting", "earlier")  # facts of a checkpoint that are {id of a person: number of photos}
 REPORTED_GROUPS = ("audit.", "validation.", "image_layer.")
 
 
@@ -286,7 +287,9 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
     }
     for name, what in compared.items():
         if checkpoint.facts.get(name) != facts[name]:
-            raise UserError(f"{checkpoint.folder} was made with {what}; resume with the same or start anew")
+            how = f" ({_people_in_words(checkpoint.facts.get(name), facts[name])})" if name in COUNTED else ""
+            hint = "; an audit and probes hold out the last third" if name == "photos" else ""
+            raise UserError(f"{checkpoint.folder} was made with {what}{how}{hint}; resume with the same or start anew")
     if checkpoint.step > config.max_train_steps:
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
@@ -297,6 +300,16 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
         logger.warning(message, ", ".join(changed), checkpoint.step + 1)
     for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):
         logger.warning("%s", line)
+
+
+def _people_in_words(saved: Mapping[str, int] | None, ours: Mapping[str, int]) -> str:
+    """How the people of a run, {id: number of photos}, differ from those of its checkpoint."""
+    saved = saved or {}
+    words = [f"{one} is not there now" for one in saved if one not in ours]
+    words += [f"{one} is new" for one in ours if one not in saved]
+    both = [one for one in ours if one in saved and saved[one] != ours[one]]
+    words += [f"{one} had {saved[one]} photos to learn and has {ours[one]} now" for one in both]
+    return ", ".join(words[:3]) + " and more" * (len(words) > 3)
 
 
 def compare(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

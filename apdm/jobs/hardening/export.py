@@ -12,7 +12,7 @@ from apdm.core.disk import CannotWrite
 from apdm.core.files import delete
 from apdm.core.logging import get_logger
 from apdm.core.model_path import local_model
-from apdm.export.layout import IMAGES, MODEL, PARTNERS, PERTURBATION, PICTURES, REPORT, RESULTS, SINGLE_FILE
+from apdm.export.layout import MODEL, PARTNERS, PICTURES, REPORT, RESULTS, SINGLE_FILE
 from apdm.export.pipeline import export_model
 from apdm.families import Family
 from apdm.families.pipeline_folder import HALF
@@ -33,7 +33,6 @@ def export(
     device: torch.device,
     *,
     about: AboutPhotos,
-    keep_photos: bool,
 ) -> float:
     """Write the hardened model, and delete results that an earlier run left in the output folder.
 
@@ -41,7 +40,6 @@ def export(
         hardened: the family with the hardened denoiser.
         steps: number of outer steps done.
         about: what model card and manifest say about the photos: how they were paired, and which were held out.
-        keep_photos: keep the photos that an earlier run protected.
 
     Returns:
         The share of the denoiser's weights that differ from the base's in the exported folder.
@@ -70,7 +68,6 @@ def export(
     )
     stale = [RESULTS, REPORT, PICTURES]
     stale += [] if config.single_file else [SINGLE_FILE]
-    stale += [] if keep_photos else [IMAGES, PERTURBATION]
     stale += [] if "drawn" in about["pairs"] else [PARTNERS]
     for name in stale:
         delete(output / name)

@@ -17,8 +17,9 @@ from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
 from apdm.audit.results.store import tensor_hash
-from apdm.config import HardenConfig, to_yaml
+from apdm.config import HardenConfig, PerturbConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
+from apdm.config.options import options_by_path
 from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
@@ -26,7 +27,7 @@ from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
-from apdm.export.layout import CONFIG, IMAGES, MODEL, SAMPLES
+from apdm.export.layout import CONFIG, IMAGES, MODEL, PERTURBATION, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
@@ -47,8 +48,11 @@ from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
 
-# If only these options differ, a command continues the run that an earlier command began.
-SAME_RUN_OPTIONS = (*CONTINUATION_OPTIONS, "max_train_steps")
+# Options that decide nothing about the protected photos: these depend on the original model and on no hardening.
+NOT_OF_PHOTOS = (
+    *CONTINUATION_OPTIONS,
+    *({*options_by_path(HardenConfig)} - {*options_by_path(PerturbConfig), "reference_model_name_or_path"}),
+)
 
 
 class AboutPhotos(TypedDict):
@@ -111,32 +115,34 @@ class HardenInputs(HardenFiles):
         number = sum(len(pictures.files) for pictures in own)
         return HardenInputs(**vars(files), config=config, base=base, start=start, own_class_pictures=number)
 
-    def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any], bool]:
-        """Claim the output folder, delete old checkpoints unless this run continues them, and save the options in it.
+    def claim_output(self, held: ExitStack) -> tuple[Checkpoint | None, dict[str, Any]]:
+        """Claim the output folder, delete in it what this run does not continue, and save the options in it.
+
+        Old checkpoints are deleted, and so are photos that were protected with other options. Photos go before the
+        options are saved: otherwise a run that is stopped in between would take them for its own when it goes on.
 
         Args:
             held: keeps other runs out of the folder until it is closed.
 
         Returns:
-            The checkpoint to resume from, or None; the facts about models and photos that checkpoints store; and
-            whether this run continues a run with the same options. If it does, photos which that run protected are
-            kept.
+            The checkpoint to resume from, or None; and the facts about models and photos that checkpoints store.
 
         Raises:
             UserError: the folder cannot be used, another run is at work in it, the checkpoint does not fit this run, or
                 the disk is too full.
         """
         config, output, facts = self.config, Path(self.config.output_dir), self._facts()
-        continues = config.resume_from_checkpoint is not None
-        continues = continues and has_same_options(output / CONFIG, to_yaml(config), SAME_RUN_OPTIONS)
         found = self._checkpoint(facts)
         claim_output_dir(output, self._may_replace(found), until=held)
         if not _lies_in(found, output):
             checkpoints.discard(output)
             delete(output / SAMPLES)  # of the run whose checkpoints these were
         require_parts(output, self.sizes())
+        if self._tell_photos_to_delete():
+            delete(output / IMAGES)
+            delete(output / PERTURBATION)
         write_text(output / CONFIG, to_yaml(config))
-        return found, facts, continues
+        return found, facts
 
     def check_output(self) -> Checkpoint | None:
         """Check the output folder as `claim_output` does, and write nothing.
@@ -146,7 +152,20 @@ class HardenInputs(HardenFiles):
         """
         found = self._checkpoint(self._facts() if self.config.resume_from_checkpoint else {})
         check_output_dir(self.config.output_dir, overwrite=self._may_replace(found))
+        self._tell_photos_to_delete()
         return found
+
+    def _tell_photos_to_delete(self) -> bool:
+        """Whether the output folder holds protected photos that are not this run's. A warning tells of them."""
+        config, output = self.config, Path(self.config.output_dir)
+        resumes = config.resume_from_checkpoint is not None
+        if not (output / IMAGES).exists() or (
+            resumes and has_same_options(output / CONFIG, to_yaml(config), NOT_OF_PHOTOS)
+        ):
+            return False
+        why = "with other options" if resumes else "before"
+        logger.warning("%s: this run deletes these photos, which were protected %s", output / IMAGES, why)
+        return True
 
     def _facts(self) -> dict[str, Any]:
         """The facts about models and photos that checkpoints store."""

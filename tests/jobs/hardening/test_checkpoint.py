@@ -102,6 +102,16 @@ def test_a_resumed_run_keeps_to_the_schedule_of_its_learning_rate(run: Run, tmp_
     assert not equal(whole, weights(tmp_path / "constant"))
 
 
+def test_other_people_than_those_of_the_checkpoint_are_named(
+    run: Run, copied: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(people / "protected", tmp_path / "more")
+    shutil.copytree(people / "protected/s01", tmp_path / "more/s02")
+    (tmp_path / "more/s01/000.png").unlink()
+    assert run(copied, resume_from_checkpoint="latest", instance_data_dir=tmp_path / "more") == 2
+    assert "other protected photos (s02 is new, s01 had 4 photos to learn and has 3 now)" in last_line(capsys)
+
+
 def test_a_run_of_a_version_without_an_option_goes_on_with_its_default(
     run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,20 +221,6 @@ def test_a_single_file_of_an_earlier_run_is_not_shipped_beside_other_weights(run
     assert run(tmp_path / "run", overwrite_output_dir="true", max_train_steps=2) == 0
     assert not (tmp_path / "run/model.safetensors").exists()
     assert verify_manifest(tmp_path / "run") == []
-
-
-def test_photos_that_were_protected_stay_when_only_what_follows_them_is_done_again(run: Run, tmp_path: Path) -> None:
-    photos = {"image_layer.enabled": "true", "image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
-    assert run(tmp_path / "run", **photos) == 0
-    first = tmp_path / "run/images/s01/000.png"
-    made = first.stat().st_mtime_ns
-    (tmp_path / "run/perturbation.json").unlink()  # as after a kill
-    moved = (tmp_path / "run").rename(tmp_path / "moved")
-    first = moved / "images/s01/000.png"
-    assert run(moved, resume_from_checkpoint="latest", **photos) == 0
-    assert first.stat().st_mtime_ns == made and (moved / "perturbation.json").exists()
-    assert run(moved, resume_from_checkpoint="latest", **photos, **{"image_layer.epsilon": 0.02}) == 0
-    assert first.stat().st_mtime_ns != made
 
 
 def test_after_going_back_to_an_earlier_checkpoint_the_abandoned_course_is_not_the_latest(
