@@ -8,14 +8,13 @@ handles no devices, files or logging: batches are tensors on the right device, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 
 from apdm.distributed.engines import Engine, Figures
 from apdm.distributed.master_weights import MasterWeights
@@ -149,18 +148,14 @@ class LearningToProtect:
         return attack.differentiate(loss_of, attack.batches.personalization())
 
     def hold_to_reference(self, attack: SimulatedAttack) -> Tensor:
-        """G <- G + anchor_weight * the gradient of the anchor loss. This must run while theta' still equals theta.
+        """G <- anchor_weight * the gradient of the anchor loss, while G is still 0 and theta' still equals theta.
 
         Returns:
             The anchor loss without its weight, a scalar.
         """
-
-        def add(gradient: Sequence[Tensor], scale: GradScaler | None = None) -> None:
-            self.master.accumulate(gradient, scale)
-            self.objective.see_anchor_gradient(gradient)
-
-        batch = attack.batches.anchor()
-        return self.engine.differentiate(attack.trained, self.anchor_loss, batch, add)["anchor_loss"]
+        figures = attack.differentiate(self.anchor_loss, attack.batches.anchor())
+        self.objective.see_anchor_gradient(self.master.gradient)
+        return figures["anchor_loss"]
 
     def personalization_loss(
         self, network: Any, batch: PersonalizationBatch, *, prior_loss_weight: float

@@ -106,6 +106,28 @@ def test_a_scale_that_grows_after_a_resume_grows_where_it_would_have(base: Famil
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def anchor_gradients(base: Family, config: HardenConfig, *, scale: float = 2.0**10) -> list[Gradient]:
+    """What an objective sees of the anchor in the first outer step."""
+    training = trained(base, config)
+    for loss_scale in training.engine.loss_scales.values():
+        loss_scale.load_state_dict({**loss_scale.state_dict(), "scale": scale})
+    seen: list[Gradient] = []
+    object.__setattr__(training.method.objective, "see_anchor_gradient", lambda g: seen.append([t.clone() for t in g]))
+    training.outer_step()
+    return seen
+
+
+def test_an_objective_sees_the_anchors_whole_gradient_once_and_without_the_loss_scale(base: Family) -> None:
+    parts = replace(FLOAT16, mixed_precision="no")  # two
+    whole = replace(parts, gradient_accumulation_steps=1)
+    (exact,), (in_parts,), (half,) = (anchor_gradients(base, config) for config in (whole, parts, FLOAT16))
+    for one, rounding in ((in_parts, 1e-4), (half, ROUNDING)):  # 1e-4: float32 sums in another order
+        apart = torch.cat([(ours - theirs).flatten() for ours, theirs in zip(one, exact, strict=True)]).norm()
+        assert apart < rounding * torch.cat([t.flatten() for t in exact]).norm()
+    (overflowed,) = anchor_gradients(base, FLOAT16, scale=2.0**126)
+    assert not any(t.any() for t in overflowed)
+
+
 def test_an_attacker_of_a_pool_counts_only_the_steps_that_it_took(base: Family) -> None:
     training = trained(base, replace(POOL, mixed_precision="fp16"))
     training.engine.attack_scale.load_state_dict({**training.engine.attack_scale.state_dict(), "scale": 2.0**126})

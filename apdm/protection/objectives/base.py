@@ -195,7 +195,12 @@ class Objective:
         """Called when an attacker's turn begins. theta' is the attacker's stored weights, or theta for a new one."""
 
     def see_anchor_gradient(self, gradient: Sequence[Tensor]) -> None:
-        """Called with the anchor's gradient, laid out like the working weights, after it was added to G."""
+        """Called once in an outer step, if there is an anchor: G is then the anchor's gradient alone.
+
+        Args:
+            gradient: G, one tensor per parameter, laid out like the working weights. Only read it, and copy what is to
+                be kept, because G goes on growing. It is 0 if float16 overflowed.
+        """
 
 
 @dataclass(frozen=True)
