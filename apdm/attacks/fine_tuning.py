@@ -19,7 +19,7 @@ from torch.nn import GroupNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
-from apdm.attacks.parts.attacked_model import AttackedModel
+from apdm.attacks.parts.attacked_model import AttackedModel, with_graphs
 from apdm.attacks.parts.batch_prompts import BatchPrompts
 from apdm.attacks.parts.batches import Batch, stream
 from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
@@ -28,7 +28,6 @@ from apdm.attacks.parts.timesteps import LossSpace, TimestepSampling, loss_weigh
 from apdm.config.options import option
 from apdm.config.prompts import replace_words
 from apdm.core.errors import UserError
-from apdm.distributed.graphs import Graphs, can_record
 from apdm.distributed.recompute import enable_gradient_checkpointing, passes_of_training
 from apdm.families import Family, Posterior
 from apdm.families.base import DrawTimesteps
@@ -212,10 +211,20 @@ class FineTuning(ABC):
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(attacked.model.denoiser)
-        graphs = None
-        if can_record(attacked.parameters[0].device, attacked.model.denoiser):
-            graphs = Graphs(attacked.parameters[0].device)
-            attacked = replace(attacked, replayed=graphs(attacked.model.denoiser))
+        with with_graphs(attacked) as attacked:
+            losses = self._steps(attacked, material, eval_steps, evaluate, callback)
+        attacked.finish()
+        return losses
+
+    def _steps(
+        self,
+        attacked: AttackedModel,
+        material: Material,
+        eval_steps: Collection[int],
+        evaluate: Evaluate | None,
+        callback: Callback | None,
+    ) -> list[float]:
+        """Take all steps of `train`, and return the loss of each."""
         prior = material.class_images if self.prior_loss_weight else None
         batches = self._batches(attacked.model, material.instance, prior)
         prompts = BatchPrompts(self, attacked, material)
@@ -243,9 +252,6 @@ class FineTuning(ABC):
                 callback(step + 1, losses[-1])
         attacked.train(False)
         read_losses(losses, known)
-        attacked.finish()
-        if graphs is not None:
-            graphs.release()  # an audit attacks many times in one process
         return known
 
     def _differentiate(

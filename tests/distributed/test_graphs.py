@@ -33,6 +33,7 @@ from apdm.families import load_family
 from apdm.families.encoding import encode_images
 
 CPU = torch.device("cpu")
+PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 
 
 class Recorder:
@@ -272,7 +273,7 @@ def test_an_attack_trains_the_same_weights_and_frees_what_it_recorded(
     family = load_family(tiny_pipeline)
     photos = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = encode_images(family, photos)
-    attack = DreamBooth(instance_prompt="a photo of sks person", class_prompt="a photo of person", max_train_steps=4)
+    attack = DreamBooth(**PROMPTS, max_train_steps=4)
     ends = []
     for records in (False, True):
         if records:
@@ -280,6 +281,23 @@ def test_an_attack_trains_the_same_weights_and_frees_what_it_recorded(
         model = attack.run(family, Material(latents, latents)).model
         ends.append([p.detach() for p in model.denoiser.parameters()])
     torch.testing.assert_close(*ends, rtol=0, atol=1e-7)
+    assert recorder.replayed == 3
+    assert [module() for module in recorder.modules] == [None]
+
+
+def test_an_attack_that_diverges_frees_what_it_recorded(
+    tiny_pipeline: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_maker(monkeypatch, recorder)
+    family = load_family(tiny_pipeline)
+    latents = encode_images(family, torch.zeros(2, 3, 16, 16))
+    attack = DreamBooth(**PROMPTS, learning_rate=1e20, max_train_steps=4)
+    gc.disable()
+    try:
+        with pytest.raises(FloatingPointError):
+            attack.run(family, Material(latents, latents))
+    finally:
+        gc.enable()
     assert recorder.replayed == 3
     assert [module() for module in recorder.modules] == [None]
 

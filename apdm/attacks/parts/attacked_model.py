@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from apdm.distributed.graphs import Graphs, can_record
 from apdm.families import Family
 
 
@@ -49,3 +51,20 @@ class AttackedModel:
         """Put the attacker's copies into training mode (True) or evaluation mode (False)."""
         for module in self.modules:
             module.train(mode)
+
+
+@contextmanager
+def with_graphs(attacked: AttackedModel) -> Iterator[AttackedModel]:
+    """Within this context the steps of an attack replay graphs of the denoiser's passes, if the device has graphs.
+
+    Their memory is freed at the end, also if the attack fails, because an audit attacks many times in one process.
+    """
+    device, denoiser = attacked.parameters[0].device, attacked.model.denoiser
+    if not can_record(device, denoiser):
+        yield attacked
+        return
+    graphs = Graphs(device)
+    try:
+        yield replace(attacked, replayed=graphs(denoiser))
+    finally:
+        graphs.release()
