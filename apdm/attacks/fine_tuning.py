@@ -19,7 +19,7 @@ from torch.nn import GroupNorm, Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from apdm.attacks import AttackResult, Callback, Evaluate, Material
-from apdm.attacks.parts.attacked_model import AttackedModel, with_graphs
+from apdm.attacks.parts.attacked_model import AttackedModel, recorded
 from apdm.attacks.parts.batch_prompts import BatchPrompts
 from apdm.attacks.parts.batches import Batch, stream
 from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
@@ -211,8 +211,8 @@ class FineTuning(ABC):
         """Train what `begin` returned, in place, and return the loss of every step. `run` explains the arguments."""
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(attacked.model.denoiser)
-        with with_graphs(attacked) as attacked:
-            losses = self._steps(attacked, material, eval_steps, evaluate, callback)
+        with recorded(attacked) as replaying:
+            losses = self._steps(replaying, material, eval_steps, evaluate, callback)
         attacked.finish()
         return losses
 

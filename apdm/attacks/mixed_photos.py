@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from apdm.attacks.purify import OptionsAsParams
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
+class Mix(OptionsAsParams):
     """Put originals in place of some protected photos. It is named like a purifier, but changes no photo itself.
 
     Attributes:
@@ -25,10 +26,6 @@ class Mix:
 
     name: ClassVar[str] = "mix"
     assumes: ClassVar[str] = "some photos of the person that were never protected"
-
-    def params(self) -> dict[str, Any]:
-        """All options, ready for JSON."""
-        return asdict(self)
 
     def of(self, originals: Tensor, protected: Tensor) -> Tensor:
         """Return the attacker's photos `[N, 3, H, W]`, of originals and protected photos in the same order.

@@ -109,7 +109,7 @@ class FineTuningLayer:
     def view(self, draft: Draft, working: Tensor, faces: Sequence[Face]) -> View:
         """Return the whole of a small photo, and a small copy of a large one."""
         size = working.shape[1], working.shape[2]
-        return SmallCopy(size, self.epsilon, self.epsilon) if draft.is_large else Whole()
+        return SmallCopy(size, self.epsilon) if draft.is_large else Whole()
 
     def apply(self, task: ProtectionTask, start: list[Tensor]) -> list[Tensor]:
         """Change the photos with the photo protection. `Layer.apply` explains the arguments."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from apdm.faces import Face
+from apdm.faces.person import embed_face
 from apdm.image_layer.photos import Photo
 from apdm.image_layer.results import EncoderCosine, ProtectedFace, ProtectedPhoto
-from apdm.image_layer.zero_shot import FaceModels, embed_face
+from apdm.image_layer.zero_shot import FaceModels
 from apdm.metrics.perception import visibility
 
 

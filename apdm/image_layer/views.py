@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class View(Protocol):
 class Whole:
     """The whole photo."""
 
-    corner: tuple[int, int] = (0, 0)
+    corner: ClassVar[tuple[int, int]] = (0, 0)
 
     def cut(self, photo: Tensor) -> Tensor:
         """Return the photo."""
@@ -77,14 +77,14 @@ class SmallCopy:
 
     Attributes:
         size: its height and width in pixels.
-        epsilon: the largest change of a pixel against the original, in [0, 1] pixel units.
-        reach: the largest change of a pixel against the photo before this layer.
+        epsilon: the largest change of a pixel, against the original and against the photo before this layer, in [0, 1]
+            pixel units.
     """
 
     size: tuple[int, int]
     epsilon: float
-    reach: float
-    corner: tuple[int, int] = (0, 0)
+
+    corner: ClassVar[tuple[int, int]] = (0, 0)
 
     def cut(self, photo: Tensor) -> Tensor:
         """Return the copy, `[3, h, w]`."""
@@ -97,7 +97,7 @@ class SmallCopy:
     def paste(self, photo: Tensor, original: Tensor, change: Tensor) -> Tensor:
         """Add the enlarged difference, as far as the budget allows."""
         moved = resize(change, (photo.shape[1], photo.shape[2])).add_(photo)
-        return moved.clamp_(*bounds(original, photo, epsilon=self.epsilon, reach=self.reach))
+        return moved.clamp_(*bounds(original, photo, epsilon=self.epsilon, reach=self.epsilon))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class AttackedModel:
 
 
 @contextmanager
-def with_graphs(attacked: AttackedModel) -> Iterator[AttackedModel]:
+def recorded(attacked: AttackedModel) -> Iterator[AttackedModel]:
     """Within this context the steps of an attack replay graphs of the denoiser's passes, if the device has graphs.
 
     Their memory is freed at the end, also if the attack fails, because an audit attacks many times in one process.

@@ -28,7 +28,9 @@ __all__ = ["PROTECTIONS", "PhotoProtection", "make_protection"]
 class PhotoProtection(ABC):
     """A way to change the photos of one subject so that fine-tuning learns less from them.
 
-    Subclasses are frozen dataclasses whose fields are the options. They implement `protect` and `total_steps`.
+    Subclasses are frozen dataclasses whose fields are the options. They implement `protect` and `total_steps`. These
+    options mean the same in every protection that has them, and are read here and by plans: `batch_size`,
+    `prior_loss_weight` and `train_text_encoder` of surrogates, and `attention_max_positions`.
 
     Attributes:
         name: the name under which the registry and the results know the protection.
@@ -48,9 +50,10 @@ class PhotoProtection(ABC):
             prompt: the prompt that an attacker trains the photos with.
 
         Raises:
-            UserError: it cannot. By default nothing is checked.
+            UserError: it cannot. By default: surrogates shall train text encoders, and there is none that can be.
         """
-        return
+        if getattr(self, "train_text_encoder", False):
+            family.text_encoders(f"train_text_encoder of image_layer.method {self.name}")
 
     @abstractmethod
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
@@ -98,8 +101,8 @@ class PhotoProtection(ABC):
 
     @property
     def needs_class_pictures(self) -> bool:
-        """Whether `task.prior` is used. The job then draws class pictures first."""
-        return False
+        """Whether `task.prior` is used, by default for prior preservation. The job then draws class pictures first."""
+        return getattr(self, "prior_loss_weight", 0) > 0
 
 
 def make_protection(config: ImageLayerConfig) -> PhotoProtection:

@@ -70,7 +70,9 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
             draw = task.draw(len(photos), which)
             layers = task.family.attention_layers(denoiser)
             with watch_attention(layers, max_positions=self.attention_max_positions) as maps:
-                error = task.denoising_error(denoiser, task.latents(photos, draw), draw, prompts.embeds[which])
+                # Not prompts.embeds[which], which would wait for the device to take the list.
+                own = torch.stack([prompts.embeds[i] for i in which])
+                error = task.denoising_error(denoiser, task.latents(photos, draw), draw, own)
             return error - self.attention_weight * concentration(maps.cross)
 
         return loss

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.config.groups.image_layer import ASPLConfig
-from apdm.families import Family
 from apdm.image_layer.pgd import PGD, PhotoObjective
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
@@ -34,11 +33,6 @@ class ASPL(ASPLConfig, PhotoProtection):
         """The training steps of the surrogate and of its copies."""
         return self.rounds * (self.clean_steps + self.surrogate_steps)
 
-    @property
-    def needs_class_pictures(self) -> bool:
-        """Whether surrogates are trained with prior preservation."""
-        return self.prior_loss_weight > 0
-
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Run all rounds on all photos of a subject at once."""
         surrogate = self._surrogate(task)
@@ -47,11 +41,6 @@ class ASPL(ASPLConfig, PhotoProtection):
             clean_copy.fit(task.clean_photos, self.clean_steps)
             pgd.ascend(self.objective(task, clean_copy, pgd), self.ascent_steps)
             surrogate.fit(pgd.photos, self.surrogate_steps)
-
-    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
-        """Raise UserError if the text encoder is to be trained, and there is none that can be."""
-        if self.train_text_encoder:
-            family.text_encoders(f"train_text_encoder of image_layer.method {self.name}")
 
     def objective(self, task: ProtectionTask, surrogate: Surrogate, pgd: PGD) -> PhotoObjective:
         """Return what the photos ascend on: L_cond of a surrogate."""

@@ -41,11 +41,6 @@ class DLADiff(DLADiffConfig, PhotoProtection):
         dynamic = self.surrogate_steps * self.rounds if self.alternate else self.static_steps
         return self.static_steps * self.static_surrogate + dynamic
 
-    @property
-    def needs_class_pictures(self) -> bool:
-        """Whether surrogates are trained with prior preservation."""
-        return self.prior_loss_weight > 0
-
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Run Algorithm 1 on all photos of a subject at once.
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from apdm.config.groups.image_layer import FSMGConfig
-from apdm.families import Family
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.protections import PhotoProtection
 from apdm.image_layer.surrogate import Surrogate
@@ -33,16 +32,6 @@ class FSMG(FSMGConfig, PhotoProtection):
     def fit_steps(self) -> int:
         """The training steps of the surrogate."""
         return self.static_steps
-
-    @property
-    def needs_class_pictures(self) -> bool:
-        """Whether surrogates are trained with prior preservation."""
-        return self.prior_loss_weight > 0
-
-    def check_fits(self, family: Family, prompt: str, class_prompt: str) -> None:
-        """Raise UserError if the text encoder is to be trained, and there is none that can be."""
-        if self.train_text_encoder:
-            family.text_encoders(f"train_text_encoder of image_layer.method {self.name}")
 
     def protect(self, task: ProtectionTask, pgd: PGD) -> None:
         """Train the surrogate, then ascend."""
