@@ -122,7 +122,7 @@ class MasterWeights:
         norm = torch.nn.utils.get_total_norm(gradient)
         if self.working.processes.size > 1:
             norm = self.working.processes.sum(norm.square()).sqrt()
-        if not norm.isfinite():  # this is the only line of an outer step in which the CPU waits for the device
+        if not norm.isfinite():  # here the CPU waits for the device; before, only `PooledAttacker.save_state` may do so
             return norm
         if self.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.theta, self.max_grad_norm, norm)

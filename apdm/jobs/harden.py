@@ -89,17 +89,14 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         processes.on_main(lambda: reserve_repository(config))
         stages = held.enter_context(harden_stages(config))
         stages.begin(PREPARING)
-        processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
-        base, start = processes.all_or_raise(lambda: load_base_and_start(config))
-        inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
-        inputs = inputs or HardenInputs(config=config, base=base, start=start)
+        inputs = read_inputs(config, processes, held)
         checkpoint, facts = processes.broadcast(lambda: inputs.claim_output(held))
         claimed = True
         tracker = processes.on_main(lambda: start_tracker(config, held))
         if processes.is_main:
             show_plan(harden_plan(config, inputs, checkpoint, kind=kind, processes=processes, device=device))
         training, validator = make_training(config, accelerator, processes, kind, inputs, tracker)
-        hardened = training.hardened
+        base, hardened = inputs.base, training.hardened
         stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(training, validator, device, tracker, facts=facts, checkpoint=checkpoint, stop=stop)
@@ -110,9 +107,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         except CannotWrite as fault:
             raise name_checkpoint(fault, trained.checkpoint, output) from None
         if config.image_layer.enabled or config.audit.enabled:
-            protect_and_audit(
-                config, base, hardened, inputs, processes, device, stages, tracker=tracker, command=command
-            )
+            protect_and_audit(config, hardened, inputs, processes, device, stages, tracker=tracker, command=command)
         processes.on_main(lambda: write_manifest(output, config_hash=config_hash(config), **inputs.about))
         processes.on_main(lambda: delete_last_checkpoint(config, trained.checkpoint, checkpoint))
         pushed = processes.on_main(lambda: push_hardened(config))
@@ -152,6 +147,18 @@ def check_options(config: HardenConfig, accelerator: Accelerator, processes: Pro
         validation=config.validation.prompts if config.validation.steps else (),
     )
     return kind
+
+
+def read_inputs(config: HardenConfig, processes: ProcessGroup, held: ExitStack) -> HardenInputs:
+    """Load the models in every process. The main process also reads and checks the photos, judges and networks.
+
+    Args:
+        held: keeps photos that come from a dataset on the disk until it is closed.
+    """
+    processes.on_main(lambda: held.enter_context(photos_of_datasets(config)))
+    base, start = processes.all_or_raise(lambda: load_base_and_start(config))
+    inputs = processes.on_main(lambda: HardenInputs.read(config, base, start))
+    return inputs or HardenInputs(config=config, base=base, start=start)
 
 
 def make_training(
@@ -211,7 +218,6 @@ def warn_of_people_without_attacker(config: HardenConfig, training: Training) ->
 
 def protect_and_audit(
     config: HardenConfig,
-    base: Family,
     hardened: Family,
     inputs: HardenInputs,
     processes: ProcessGroup,
@@ -233,7 +239,7 @@ def protect_and_audit(
     Raises:
         UserError: a saved photo is not within the budget of its original, or the main process cannot read its input.
     """
-    output = Path(config.output_dir)
+    output, base = Path(config.output_dir), inputs.base
     photo_job, audit_inputs = inputs.photo_job, inputs.audit_inputs
     if not processes.is_main:
         try:

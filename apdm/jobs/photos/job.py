@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from apdm.families import Family, Posterior
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.memory import PhotoMemory
-from apdm.image_layer.photos import PhotoFile
+from apdm.image_layer.pgd import Progress
+from apdm.image_layer.photos import Photo, PhotoFile
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.views import working_copy
@@ -292,9 +293,10 @@ class PhotoJob:
         watch: Watch,
     ) -> None:
         """Write the protected photos of some subjects."""
+        for subject in subjects:  # before the encoders, which look too, leave the CPU
+            self.look_for_faces(subject)
         with torch.no_grad():
             prompts = family.encode_prompts([self.instance_prompt, self.class_prompt]).float()
-        chosen = {subject: [each.chosen for each in self.look_for_faces(subject)] for subject in subjects}
         if self.faces is not None:
             self.faces.to(prompts.device)
         steps, done = self.protection.total_steps, 0
@@ -310,24 +312,7 @@ class PhotoJob:
                 watch(done, steps * len(subjects))
                 bar.set_description(f"protect {subject}")
                 photos = [photo.read() for photo in self.photos[subject]]
-                task = ProtectionTask(
-                    family=family,
-                    originals=[working_copy(photo, self.working_side).to(prompts.device) for photo in photos],
-                    prompt_embeds=prompts[:1],
-                    class_prompt_embeds=prompts[1:],
-                    prior=prior,
-                    resolution=self.resolution,
-                    generator=_generator(self.seed, subject),
-                    transform=self.transform,
-                    faces=chosen[subject] if self.faces is not None else None,
-                    callback=progress,
-                    prompt=self.instance_prompt,
-                    class_prompt=self.class_prompt,
-                    clean=[
-                        working_copy(photo.read(), self.working_side).to(prompts.device)
-                        for photo in self.clean.get(subject, ())
-                    ],
-                )
+                task = self._task(subject, photos, family, prompts, prior, progress)
                 try:
                     protected = self.protection.protect(photos, task)
                 except FloatingPointError as error:
@@ -336,6 +321,36 @@ class PhotoJob:
                     self.saved.save(pixels, images, subject, photo)
                 bar.update(steps * count - bar.n)  # because the zero-shot layer may stop before its last step
                 done = steps * count
+
+    def _task(
+        self,
+        subject: str,
+        photos: Sequence[Photo],
+        family: Family,
+        prompts: Tensor,
+        prior: Posterior | None,
+        progress: Progress,
+    ) -> ProtectionTask:
+        """Return what the layers get of a subject. `prompts` are the encoded instance and class prompt, `[2, L, D]`."""
+
+        def copies(of: Iterable[Photo]) -> list[Tensor]:
+            return [working_copy(photo, self.working_side).to(prompts.device) for photo in of]
+
+        return ProtectionTask(
+            family=family,
+            originals=copies(photos),
+            prompt_embeds=prompts[:1],
+            class_prompt_embeds=prompts[1:],
+            prior=prior,
+            resolution=self.resolution,
+            generator=_generator(self.seed, subject),
+            transform=self.transform,
+            faces=None if self.faces is None else [each.chosen for each in self.look_for_faces(subject)],
+            callback=progress,
+            prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+            clean=copies(photo.read() for photo in self.clean.get(subject, ())),
+        )
 
     def _measure_photos(self, images: Path) -> list[ProtectedPhoto]:
         found = []
