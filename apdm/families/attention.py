@@ -63,7 +63,7 @@ class AttentionMaps:
     """Attention maps by the layer's name: probabilities `[B, heads, positions, keys]` whose rows sum to 1.
 
     Args:
-        cross: maps over the prompt's tokens.
+        cross: maps over the prompt's tokens, or what is kept of them.
         self_: maps over the picture's own positions.
     """
 
@@ -77,7 +77,12 @@ def is_attention(module: Module) -> bool:
 
 
 @contextmanager
-def watch_attention(layers: Iterable[AttentionLayer], *, max_positions: int | None = None) -> Iterator[AttentionMaps]:
+def watch_attention(
+    layers: Iterable[AttentionLayer],
+    *,
+    max_positions: int | None = None,
+    keep_cross: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[AttentionMaps]:
     """Record the attention maps of every forward pass inside the `with` block.
 
     Each pass replaces the maps of the one before. Gradients flow through the maps.
@@ -86,12 +91,15 @@ def watch_attention(layers: Iterable[AttentionLayer], *, max_positions: int | No
         layers: the layers to watch, usually `family.attention_layers(denoiser)`.
         max_positions: leave out layers with more positions of the picture than this, because the size of a
             self-attention map grows with their square. None watches all layers.
+        keep_cross: for those who need maps over the prompt's tokens alone: what is kept of such a map, in place of the
+            whole. Maps of the picture's positions over each other, which take most memory, are then not made. None
+            records both kinds of maps.
 
     Yields:
         The maps. They are filled by the forward passes.
     """
     maps = AttentionMaps()
-    watcher = _Watcher(maps, max_positions)
+    watcher = _Watcher(maps, max_positions, keep_cross)
     handles: list[RemovableHandle] = []
     layers = list(layers)
     for sequence in dict.fromkeys(layer.sequence for layer in layers if layer.sequence):
@@ -192,8 +200,10 @@ class _Exchange(TorchFunctionMode):
 class _Watcher(TorchFunctionMode):
     """Intercepts torch functions and records the attention of the layer whose forward pass is running."""
 
-    def __init__(self, maps: AttentionMaps, max_positions: int | None) -> None:
-        self.maps, self.max_positions = maps, max_positions
+    def __init__(
+        self, maps: AttentionMaps, max_positions: int | None, keep_cross: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        self.maps, self.max_positions, self.keep_cross = maps, max_positions, keep_cross
         self.begun: dict[OneSequence, Places] = {}  # of the call of the denoiser that is running
         self.running: list[tuple[AttentionLayer, Places | None]] = []
 
@@ -229,24 +239,30 @@ class _Watcher(TorchFunctionMode):
 
     def _record(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> None:
         layer, places = self.running[-1]
-        picture, prompt = places or (slice(None), slice(0))
+        picture, prompt = places or (slice(None), slice(None))
+        crosses = places is not None or bool(
+            getattr(layer.module, "is_cross_attention", key.shape[-2] != query.shape[-2])
+        )
+        looks_at_itself = self.keep_cross is None and (places is not None or not crosses)
         seen = query[..., picture, :]
-        if self.max_positions is not None and seen.shape[-2] > self.max_positions:
+        too_many = self.max_positions is not None and seen.shape[-2] > self.max_positions
+        if too_many or not (crosses or looks_at_itself):
             return
+        mask = args[1] if len(args) > 1 else kwargs.get("attn_mask")
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., picture, :]
+        if not looks_at_itself:  # of the keys only the prompt's count
+            key, mask, prompt = key[..., prompt, :], None if mask is None else mask[..., prompt], slice(None)
         scale = kwargs.get("scale") or query.shape[-1] ** -0.5
         dtype = torch.promote_types(query.dtype, torch.float32)
         scores = scale * seen.to(dtype) @ key.to(dtype).transpose(-2, -1)
-        mask = args[1] if len(args) > 1 else kwargs.get("attn_mask")
         if mask is not None:
-            mask = mask[..., picture, :] if mask.shape[-2] > 1 else mask
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        if places:
+        if looks_at_itself:
             self.maps.self_[layer.name] = scores[..., picture].softmax(dim=-1)
-            self.maps.cross[layer.name] = scores[..., prompt].softmax(dim=-1)
-            return
-        cross = bool(getattr(layer.module, "is_cross_attention", key.shape[-2] != query.shape[-2]))
-        store = self.maps.cross if cross else self.maps.self_
-        store[layer.name] = scores.softmax(dim=-1)
+        if crosses:
+            probabilities = scores[..., prompt].softmax(dim=-1)
+            self.maps.cross[layer.name] = self.keep_cross(probabilities) if self.keep_cross else probabilities
 
 
 def map_distance(first: dict[str, Tensor], second: dict[str, Tensor], token: int | None = None) -> Tensor:

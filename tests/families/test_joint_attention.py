@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from apdm.families.attention import watch_attention
+from apdm.families.attention import AttentionMaps, watch_attention
 
 
 def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other(families):
@@ -40,6 +42,23 @@ def test_joint_attention_gives_maps_of_positions_over_tokens_and_over_each_other
     with watch_attention(family.attention_layers(denoiser), max_positions=15) as none:
         family.predict(denoiser, noisy, timesteps, embeds)
     assert not none.cross and not none.self_
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "flux2", "zimage"])
+def test_maps_over_the_prompt_alone_are_the_same_and_can_be_made_smaller_at_once(families, kind: str):
+    family = families(kind)
+    layers, embeds = family.attention_layers(family.denoiser), family.encode_prompts(["a photo of a dog", "a dog"])
+    noisy = torch.randn(2, family.latent_channels, 8, 8)
+
+    def watched(**options: Any) -> AttentionMaps:
+        with torch.no_grad(), watch_attention(layers, **options) as maps:
+            family.predict(family.denoiser, noisy, torch.tensor([10, 700]), embeds)
+        return maps
+
+    both, small = watched(), watched(keep_cross=lambda probabilities: probabilities.mean(1)[..., 1])
+    assert both.self_ and both.cross and not small.self_ and small.cross.keys() == both.cross.keys()
+    for name, whole in both.cross.items():  # other shapes of a product may round otherwise
+        torch.testing.assert_close(small.cross[name], whole.mean(1)[..., 1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["flux", "flux2"])

@@ -66,17 +66,22 @@ def _attention_to(
     model: Family, noisy: Tensor, timesteps: Tensor, embeds: Tensor, positions: list[int], size: tuple[int, int]
 ) -> Tensor | None:
     """The mean attention of all layers to some tokens, [N, 1, H, W] for N noisy latents; None without such a layer."""
-    with watch_attention(model.attention_layers(model.denoiser), max_positions=MAX_POSITIONS) as maps:
+
+    def to_tokens(probabilities: Tensor) -> Tensor:
+        """The mean over heads of a map `[N, heads, P, tokens]`: `[N, P]` for P positions of the picture."""
+        return probabilities.mean(1)[..., positions].sum(-1)
+
+    layers = model.attention_layers(model.denoiser)
+    with watch_attention(layers, max_positions=MAX_POSITIONS, keep_cross=to_tokens) as maps:
         model.predict(model.denoiser, noisy, timesteps, embeds.expand(len(noisy), -1, -1))
     if not maps.cross:
         return None
-    layers = []
-    for probabilities in maps.cross.values():
-        of_token = probabilities.mean(1)[..., positions].sum(-1)  # [N, positions of the picture]
-        height = round((of_token.shape[1] * size[0] / size[1]) ** 0.5)
-        squares = of_token.reshape(len(noisy), 1, height, -1)
-        layers.append(interpolate(squares, size=size, mode="bilinear", align_corners=False))
-    return torch.stack(layers).mean(0)
+    attended = []
+    for of_tokens in maps.cross.values():
+        height = round((of_tokens.shape[1] * size[0] / size[1]) ** 0.5)
+        squares = of_tokens.reshape(len(noisy), 1, height, -1)
+        attended.append(interpolate(squares, size=size, mode="bilinear", align_corners=False))
+    return torch.stack(attended).mean(0)
 
 
 def _heat(values: Tensor) -> Tensor:
