@@ -34,6 +34,11 @@ def local_model(path: str | Path) -> Path | None:
     )
 
 
+def place_name(path: str | Path) -> str:
+    """Return what results call a network by: the last part of a path or Hub id, and the real name of a folder "."."""
+    return Path(os.path.abspath(path)).name
+
+
 def index_file(folder: Path) -> Path:
     """Return the model_index.json of a pipeline folder.
 

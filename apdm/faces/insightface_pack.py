@@ -18,6 +18,7 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.model_path import place_name
 from apdm.faces.interfaces import Face
 from apdm.faces.optional_packages import import_extra, to_bgr
 
@@ -46,7 +47,7 @@ class InsightFacePack:
         if not folder.is_dir() or not any(folder.rglob("*.onnx")):
             raise UserError(f"{folder} is not a folder of .onnx files; give an unpacked InsightFace pack")
         _licence_note()
-        self.name = folder.name
+        self.name = place_name(folder)
         self.threshold = THRESHOLD
         models = _load(folder)
         self._detector: Any = models["detection"]
@@ -91,14 +92,14 @@ class InsightFacePack:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    app = import_extra("insightface.app")
+    app, name = import_extra("insightface.app"), place_name(folder)
     try:
         analysis = app.FaceAnalysis(name=str(folder.resolve()), allowed_modules=["detection", "recognition"])
         analysis.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=None)
     except AssertionError:
-        raise UserError(f"{folder.name} holds no face detector, such as det_10g.onnx; add it to the folder") from None
+        raise UserError(f"{name} holds no face detector, such as det_10g.onnx; add it to the folder") from None
     except Exception as error:  # ONNX Runtime's errors have no public base class
-        raise UserError(f"{folder.name}: a model cannot be loaded ({type(error).__name__}); unpack it again") from None
+        raise UserError(f"{name}: a model cannot be loaded ({type(error).__name__}); unpack it again") from None
     models: dict[str, Any] = analysis.models
     return models
 

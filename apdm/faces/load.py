@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.model_path import place_name
 from apdm.faces.aligned_encoder import AlignedEncoder
 from apdm.faces.detector_score import DetectorScore
 from apdm.faces.insightface_pack import InsightFacePack
@@ -129,10 +131,10 @@ class Loader:
         try:
             graph = self._graph(file)
         except UserError as fault:
-            logger.warning("%s can only judge, without a gradient: %s", folder.name, fault)
-            judge = AlignedEncoder(folder.name, threshold, pack.recognise, detector or pack, size=pack.size, file=file)
+            logger.warning("%s can only judge, without a gradient: %s", pack.name, fault)
+            judge = AlignedEncoder(pack.name, threshold, pack.recognise, detector or pack, size=pack.size, file=file)
             return replace(judge, differentiable=False)
-        return AlignedEncoder(folder.name, threshold, graph, detector or pack, size=graph.size, file=file)
+        return AlignedEncoder(pack.name, threshold, graph, detector or pack, size=graph.size, file=file)
 
     def _pack(self, folder: Path) -> InsightFacePack:
         pack: InsightFacePack = self._once(folder, lambda: InsightFacePack(folder))
@@ -230,7 +232,7 @@ def threshold_of(given: Path, file: Path) -> float:
         UserError: it is nowhere to be found, or the .json file beside the path cannot be read.
     """
     for path in dict.fromkeys((given, file)):
-        beside = path.with_name(path.stem + ".json")
+        beside = _beside(path)
         try:
             return _valid(float(json.loads(beside.read_text())["threshold"]), beside.name)
         except FileNotFoundError:
@@ -240,10 +242,16 @@ def threshold_of(given: Path, file: Path) -> float:
     if file.stem in KNOWN_THRESHOLDS:
         return KNOWN_THRESHOLDS[file.stem]
     raise UserError(
-        f"face encoder {given.name} has no threshold: give {given}=0.3 in place of {given}, or write "
-        f'{{"threshold": 0.3}} into {given.with_name(given.stem + ".json")}; for 0.3 put the cosine that one pair in a '
+        f"face encoder {place_name(given)} has no threshold: give {given}=0.3 in place of {given}, or write "
+        f'{{"threshold": 0.3}} into {_beside(given)}; for 0.3 put the cosine that one pair in a '
         "thousand of photos of different people exceeds, which is 0.28 for w600k_r50"
     )
+
+
+def _beside(path: Path) -> Path:
+    """The .json file that may lie beside a recogniser's file or a pack's folder, with its threshold."""
+    named = path if path.name else Path(os.path.abspath(path))  # "." has no name
+    return named.with_name(f"{named.stem}.json")
 
 
 def _valid(threshold: float, where: str) -> float:

@@ -97,7 +97,6 @@ def check_pipeline(
     family: str | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
-    weights: bool = True,
 ) -> tuple[dict[str, Any], type[Family]]:
     """Check all that can be said of a pipeline folder before its weights are read.
 
@@ -105,7 +104,6 @@ def check_pipeline(
         family: as for `load_family`.
         variant: which files will be loaded.
         allow_pickle: whether a part may have its weights in pickles alone.
-        weights: whether weights are needed. A folder of configurations for a single file has none.
 
     Returns:
         Its model_index.json, and its family.
@@ -130,7 +128,6 @@ def check_pipeline(
         required=cls.required_parts,
         variant=variant,
         allow_pickle=allow_pickle,
-        weights=weights,
     )
     return index, cls
 

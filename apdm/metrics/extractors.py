@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from apdm.core.errors import UserError, loading_mend, one_line
-from apdm.core.model_path import HUB_ID, PICKLES
+from apdm.core.model_path import HUB_ID, PICKLES, place_name
 
 # Files of which a folder needs one: what the model is, and how it wants pictures.
 CONFIGS = (("config.json",), ("preprocessor_config.json", "processor_config.json"))
@@ -41,7 +41,7 @@ class VisionModel:
         Raises:
             UserError: the model cannot be found or loaded.
         """
-        self.name = Path(place).name
+        self.name = place_name(place)
         self.model, self.preprocess = _load(local_copy(place, allow_pickle=allow_pickle), allow_pickle)
         if hasattr(self.model, "get_text_features"):
             raise UserError(f"{place} holds a {type(self.model).__name__} and no vision model; write clip:{place}")
@@ -65,7 +65,7 @@ class ClipModel:
 
     def __init__(self, place: str | Path, *, allow_pickle: bool = False) -> None:
         """Load the model, as `VisionModel` does. Raises UserError also if it reads no text."""
-        self.name = Path(place).name
+        self.name = place_name(place)
         folder = local_copy(place, allow_pickle=allow_pickle)
         self.model, self.preprocess = _load(folder, allow_pickle)
         if not hasattr(self.model, "get_text_features"):

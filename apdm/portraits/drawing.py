@@ -17,6 +17,7 @@ from apdm.portraits.people import EYE_COLOURS as EYES
 SIZE = 64  # side of a portrait in pixels
 SUPERSAMPLING = 3
 Point = tuple[float, float]
+Ink = tuple[int, int, int, int]  # red, green, blue and opacity, 0 to 255
 
 
 class Canvas:
@@ -39,21 +40,23 @@ class Canvas:
         self, centre: Point, radii: Point, colour: RGB | None, outline: RGB | None = None, width: float = 0
     ) -> None:
         """Draw an ellipse with half axes `radii`, filled with `colour` if it is given, with or without an outline."""
-        (x, y), (a, b), s = centre, radii, self.side
-        fill = None if colour is None else _bytes(colour)
-        edge = None if outline is None else _bytes(outline)
-        box = ((x - a) * s, (y - b) * s, (x + a) * s, (y + b) * s)
-        self._draw.ellipse(box, fill=fill, outline=edge, width=max(1, round(width * s)) if outline else 0)
+        self._draw.ellipse(self._box(centre, radii), *self._paint(colour, outline, width))
 
     def rectangle(
         self, centre: Point, radii: Point, colour: RGB | None, outline: RGB | None = None, width: float = 0
     ) -> None:
         """Draw a rectangle with half axes `radii`, filled with `colour` if it is given, with or without an outline."""
+        self._draw.rectangle(self._box(centre, radii), *self._paint(colour, outline, width))
+
+    def _box(self, centre: Point, radii: Point) -> tuple[float, float, float, float]:
         (x, y), (a, b), s = centre, radii, self.side
+        return (x - a) * s, (y - b) * s, (x + a) * s, (y + b) * s
+
+    def _paint(self, colour: RGB | None, outline: RGB | None, width: float) -> tuple[Ink | None, Ink | None, int]:
+        """The colour to fill with, that of the outline, and its width in pixels, as Pillow takes them."""
         fill = None if colour is None else _bytes(colour)
         edge = None if outline is None else _bytes(outline)
-        box = ((x - a) * s, (y - b) * s, (x + a) * s, (y + b) * s)
-        self._draw.rectangle(box, fill=fill, outline=edge, width=max(1, round(width * s)) if outline else 0)
+        return fill, edge, max(1, round(width * self.side)) if outline else 0
 
     def line(self, points: Iterable[Sequence[float]], colour: RGB, width: float) -> None:
         """Draw a line through points."""
@@ -61,7 +64,7 @@ class Canvas:
         self._draw.line(path, fill=_bytes(colour), width=max(1, round(width * self.side)), joint="curve")
 
 
-def _bytes(colour: RGB) -> tuple[int, int, int, int]:
+def _bytes(colour: RGB) -> Ink:
     red, green, blue = (int(255 * min(max(channel, 0.0), 1.0) + 0.5) for channel in colour)
     return red, green, blue, 255
 
@@ -315,7 +318,7 @@ def _features(
         shade(tone, 0.87),
     )
     canvas.ellipse(tip, (who.nose_width * zoom, who.nose_width * zoom * 0.55), shade(tone, 0.80))
-    _mouth(canvas, who, when, (x, y - 0.0 + who.mouth_height * radii[1]), tone, hair, zoom)
+    _mouth(canvas, who, when, (x, y + who.mouth_height * radii[1]), tone, hair, zoom)
     if who.mole is not None:
         spot = (x + who.mole[0] * radii[0] * 0.8, y + who.mole[1] * radii[1] * 0.6)
         canvas.ellipse(spot, (0.014, 0.014), shade(tone, 0.38))

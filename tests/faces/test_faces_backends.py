@@ -35,6 +35,7 @@ from apdm.faces import (
     load_face_score,
 )
 from apdm.faces.insightface_pack import InsightFacePack, _licence_note
+from apdm.faces.load import threshold_of
 from apdm.faces.mobilefacenet import MobileFaceNet
 from tools.portraits.training_sets import render_people
 
@@ -187,6 +188,15 @@ def test_a_threshold_comes_with_the_path_or_from_beside_the_file(weights: Path):
             load_encoder(str(weights))
     with pytest.raises(UserError, match="cosine between -1 and 1, not 25"):
         load_encoder(f"{weights}=25")
+
+
+def test_the_pack_that_one_is_in_has_a_name_and_a_threshold_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pack").mkdir()
+    monkeypatch.chdir(tmp_path / "pack")
+    with pytest.raises(UserError, match=r"face encoder pack has no threshold: give .=0\.3 .*/pack\.json"):
+        threshold_of(Path("."), Path("rec.onnx"))
+    (tmp_path / "pack.json").write_text('{"threshold": 0.4}')
+    assert threshold_of(Path("."), Path("rec.onnx")) == 0.4
 
 
 def test_an_equals_sign_may_be_part_of_the_path(weights: Path):

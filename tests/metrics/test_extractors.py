@@ -165,6 +165,12 @@ def test_what_prepares_pictures_in_an_unknown_way_is_bad_input(tmp_path: Path, d
         VisionModel(folder)
 
 
+def test_the_folder_that_one_is_in_has_a_name_too(dino: Path, clip: Path, monkeypatch: pytest.MonkeyPatch):
+    for kind, folder in ((VisionModel, dino), (ClipModel, clip)):
+        monkeypatch.chdir(folder)
+        assert kind(".").name == folder.name
+
+
 def test_two_networks_of_one_name_are_bad_input(tmp_path: Path, dino: Path, clip: Path):
     for kind, folder in (("a", dino), ("b", clip)):
         shutil.copytree(folder, tmp_path / kind / "model")
