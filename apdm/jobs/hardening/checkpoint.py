@@ -271,7 +271,8 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
 
     Args:
         facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
-            "earlier"; "safe", the people with safe partners; and "pixels", hashes of their photos.
+            "earlier"; "safe", the people with safe partners; "pixels", hashes of what is learnt of each person; and
+            "class", hashes of the class pictures of the user's own.
 
     Raises:
         UserError: the checkpoint was made with another model, other photos or other options, or its step is above
@@ -295,9 +296,11 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
     saved, ours = checkpoint.facts.get("pixels", {}), facts.get("pixels", {})
+    message = "%s are not those that the run was begun with; from step %d on it goes on with the new ones"
     if changed := [one.partition("/")[2] for one in ours if saved.get(one, ours[one]) != ours[one]]:
-        message = "photos of %s are not those that the run was begun with; from step %d on it goes on with the new ones"
-        logger.warning(message, ", ".join(changed), checkpoint.step + 1)
+        logger.warning(message, f"photos, partners or captions of {', '.join(changed)}", checkpoint.step + 1)
+    if checkpoint.facts.get("class", facts["class"]) != facts["class"]:
+        logger.warning(message, "the class pictures", checkpoint.step + 1)
     for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):
         logger.warning("%s", line)
 

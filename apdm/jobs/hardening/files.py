@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 
 from torch import Tensor
 
 from apdm.attacks.registry import make_purifier
 from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.results.store import tensor_hash
 from apdm.config import HardenConfig
 from apdm.config.prompts import prompts_without_identifier
 from apdm.core.errors import Faults, each
@@ -88,6 +91,12 @@ class Photos:
         sets = [PhotoSet.of_people(role, folder, subjects, instance)]
         sets += [PhotoSet.of(Role.SAFE, folder, files, safe[person]) for person, files in partners.items()]
         return Photos(instance, safe, sets, dict(zip(instance, captions, strict=False)))
+
+    def content_hash(self, person: str) -> str:
+        """Return one SHA-256, in hex, of all that is learnt of a person: photos, partners and captions."""
+        pixels = tensor_hash(self.instance[person], self.safe.get(person))
+        captions = self.captions.get(person)
+        return sha256(json.dumps([pixels, *captions]).encode()).hexdigest() if captions else pixels
 
     @property
     def unpaired(self) -> dict[str, Tensor]:

@@ -16,13 +16,12 @@ from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
-from apdm.audit.results.store import tensor_hash
 from apdm.config import HardenConfig, PerturbConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.config.options import options_by_path
 from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults, each
-from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, write_text
+from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, sha256_file, write_text
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.data.photo_sets import LAST_THIRD
@@ -34,7 +33,12 @@ from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
 from apdm.jobs.auditing.inputs import AuditInputs
-from apdm.jobs.common.class_pictures import class_pictures, class_pictures_to_draw, load_own_class_pictures
+from apdm.jobs.common.class_pictures import (
+    class_pictures,
+    class_pictures_to_draw,
+    load_own_class_pictures,
+    own_class_files,
+)
 from apdm.jobs.common.first_checks import has_only_begun
 from apdm.jobs.hardening import checkpoint as checkpoints
 from apdm.jobs.hardening.checkpoint import Checkpoint
@@ -175,11 +179,8 @@ class HardenInputs(HardenFiles):
             "start": model_hash(self.start.origin or Path(self.config.pretrained_model_name_or_path)),
             **{name: {one: len(images) for one, images in of.instance.items()} for name, of in groups.items()},
             "safe": sorted({*self.photos.safe, *self.earlier.safe}),
-            "pixels": {
-                f"{name}/{one}": tensor_hash(images)
-                for name, of in groups.items()
-                for one, images in of.instance.items()
-            },
+            "pixels": {f"{name}/{one}": of.content_hash(one) for name, of in groups.items() for one in of.instance},
+            "class": [sha256_file(file) for file in own_class_files(self.config, self.base)],
         }
 
     def _checkpoint(self, facts: dict[str, Any]) -> Checkpoint | None:

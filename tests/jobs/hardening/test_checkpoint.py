@@ -348,19 +348,38 @@ def test_other_options_are_refused_by_name_and_another_seed_is_only_told(
     assert "past max_train_steps 1" in last_line(capsys)
 
 
-def test_a_photo_that_was_changed_meanwhile_is_told(
-    run: Run, copied: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (None, None),
+        ("ours/s01/000.png", "photos, partners or captions of s01 are"),
+        ("ours/s01/safe/000.png", "photos, partners or captions of s01 are"),
+        ("ours/s01/000.txt", "photos, partners or captions of s01 are"),
+        ("class/000.png", "the class pictures are"),
+    ],
+)
+def test_what_is_learnt_and_was_changed_meanwhile_is_told(
+    run: Run, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str | None, told: str | None
 ) -> None:
-    ours = shutil.copytree(people / "protected", tmp_path / "ours")
-    again = {"resume_from_checkpoint": "latest", "max_train_steps": 3, "instance_data_dir": ours}
-    assert run(shutil.copytree(copied, tmp_path / "same"), **again) == 0
-    assert "photos of" not in capsys.readouterr().err
-    photo = sorted(ours.rglob("*.png"))[0]
-    ImageOps.mirror(Image.open(photo)).save(photo)
-    assert run(copied, **again) == 0
+    shutil.copytree(people / "protected", tmp_path / "ours")
+    shutil.copytree(people / "consenting/c01", tmp_path / "ours/s01/safe")
+    shutil.copytree(people / "consenting/c02", tmp_path / "class")
+    for photo in (tmp_path / "ours/s01").glob("*.png"):
+        photo.with_suffix(".txt").write_text("a photo of sks person")
+    learnt = {"instance_data_dir": tmp_path / "ours", "pairs": "folder", "class_data_dir": tmp_path / "class"}
+    learnt["variety.caption_column"] = ".txt"
+    assert run(tmp_path / "run", max_train_steps=2, **learnt) == 0
+    file = tmp_path / str(changed)
+    if file.suffix == ".png":
+        ImageOps.mirror(Image.open(file)).save(file)
+    elif changed:
+        file.write_text("a photo of sks person, smiling")
+    capsys.readouterr()
+    assert run(tmp_path / "run", max_train_steps=3, resume_from_checkpoint="latest", **learnt) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "begun with" in line]
+    assert len(said) == (told is not None)
     assert (
-        f"photos of {photo.parent.name} are not those that the run was begun with; from step 3 on it goes on with the "
-        "new ones" in capsys.readouterr().err
+        told is None or f"{told} not those that the run was begun with; from step 3 on" in said[0]
     )
 
 
