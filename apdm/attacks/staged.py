@@ -24,7 +24,7 @@ class Staged(ABC):
     attack: FineTuning | Staged
 
     name: ClassVar[str]
-    reads_consenting: ClassVar[bool] = False  # whether `prepare` reads `Material.consenting`
+    own_needs_consenting: ClassVar[bool] = False  # whether `prepare` cannot do without `Material.consenting`
 
     @abstractmethod
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
@@ -65,8 +65,8 @@ class Staged(ABC):
 
     @property
     def needs_consenting(self) -> bool:
-        """Whether `prepare`, or that of an attack inside, reads photos of consenting people."""
-        return self.reads_consenting or needs_consenting(self.attack)
+        """Whether `prepare`, or that of an attack inside, cannot do without photos of consenting people."""
+        return self.own_needs_consenting or needs_consenting(self.attack)
 
     @property
     def innermost(self) -> FineTuning:

@@ -37,7 +37,7 @@ class StrangerFirst(Staged):
     factor: float = 1.0
 
     name: ClassVar[str] = "stranger_first"
-    reads_consenting: ClassVar[bool] = True
+    own_needs_consenting: ClassVar[bool] = True
 
     @property
     def assumes(self) -> str:

@@ -45,6 +45,7 @@ class Engine:
         make_optimizer: makes the attacker's optimizer.
         max_grad_norm: the attacker's gradient is scaled down to this norm if its norm is larger. 0 switches this off.
         accumulation: number of equal parts in which a process computes the gradient of a batch.
+        processes: the processes that train together.
         loss_scale: makes a loss scale. It is called twice, for the attacker's and for the defender's loss, because the
             two gradients differ in size. The default makes a scale that does nothing.
 

@@ -1,6 +1,6 @@
 """The losses of APDM (arXiv 2511.01307) as pure functions.
 
-`error` always means the squared error of a denoiser for each latent element, `[B, C, H, W]`. Every loss is a mean of
+`error` always means the squared error of a denoiser for each latent element, `[B, C, h, w]`. Every loss is a mean of
 per-sample terms, so that it does not depend on how a batch is split over processes. Everything is computed in float32
 or better, whatever the dtype of the prediction.
 """
@@ -15,7 +15,7 @@ Reduction = Literal["element", "sample"]
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """`(prediction - target)^2`, unreduced: `[B, C, H, W]`, at least float32."""
+    """`(prediction - target)^2`, unreduced: `[B, C, h, w]`, at least float32."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return (prediction.to(dtype) - target.to(dtype)).square()
 
@@ -34,8 +34,8 @@ def personalization_loss(instance: Tensor, prior: Tensor, *, prior_loss_weight: 
     """`L_per` (Eq. 5): DreamBooth's loss on the subject's images plus prior preservation, a scalar.
 
     Args:
-        instance: the denoiser's error on the subject's images, `[B, C, H, W]`.
-        prior: the denoiser's error on class pictures, `[B, C, H, W]`.
+        instance: the denoiser's error on the subject's images, `[B, C, h, w]`.
+        prior: the denoiser's error on class pictures, `[B, C, h, w]`.
         prior_loss_weight: weight of prior preservation.
     """
     return denoising_loss(instance) + prior_loss_weight * denoising_loss(prior)
@@ -57,9 +57,9 @@ def dpo_loss(
     sigmoid saturates. The loss is log 2 where denoiser and reference agree.
 
     Args:
-        positive: the denoiser's error on safe images, `[B, C, H, W]`.
+        positive: the denoiser's error on safe images, `[B, C, h, w]`.
         reference_positive: the reference's error on the same images.
-        negative: the denoiser's error on images of the protected subject, `[B, C, H, W]`.
+        negative: the denoiser's error on images of the protected subject, `[B, C, h, w]`.
         reference_negative: the reference's error on the same images.
         beta: sharpness of the preference.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
@@ -81,7 +81,7 @@ def ascent_loss(error: Tensor, reference_error: Tensor, *, limit: float = 0.0) -
     """Minus the error on the subject's images (the naive baseline, Eq. 8), a scalar.
 
     Args:
-        error: the denoiser's error, `[B, C, H, W]`.
+        error: the denoiser's error, `[B, C, h, w]`.
         reference_error: the reference's error on the same images. Used only with a limit.
         limit: a sample's error counts up to `limit` times the reference's error. Above that it has no gradient. 0 sets
             no limit, as in the paper.

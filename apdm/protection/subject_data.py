@@ -63,7 +63,7 @@ class SubjectData:
                 f"{len(self.instance_prompt)} prompts for {len(self.instance)} photos: give each photo one"
             )
         if not len(self.instance) or not len(self.prior):
-            raise UserError("protection needs at least one photo of the subject and one class image")
+            raise UserError("hardening needs a photo of each subject and a class picture; add what is missing")
 
     def personalization(self, generator: torch.Generator, batch_size: int) -> PersonalizationBatch:
         """Draw the attacker's batch: photos with the instance prompt, and class pictures with the class prompt."""
