@@ -16,15 +16,26 @@ Here specs and purifiers are written as `file_name` writes them.
 
 from __future__ import annotations
 
+import hashlib
+import os
+
 from apdm.audit.results.models import AttackRow
 from apdm.audit.results.photos import PhotoAttackRow
 
 COURSE, ATTENTION = "course", "attention"
+NAME_BYTES = 200  # a file system allows 255, and names get a suffix, and a prefix while a file is written
 
 
 def file_name(spec: str) -> str:
-    """A spec as part of a file's name: dreambooth:photos=jpeg/quality=50 -> dreambooth_photos=jpeg_quality=50."""
-    return spec.replace("/", "_").replace(":", "_")
+    """A spec as part of a file's name: dreambooth:photos=jpeg/quality=50 -> dreambooth_photos=jpeg_quality=50.
+
+    Of a long spec, such as the path of an attack of the user's own, the beginning stands there, and a hash.
+    """
+    name = spec.replace("/", "_").replace(":", "_")
+    if len(os.fsencode(name)) <= NAME_BYTES:
+        return name
+    start = os.fsencode(name)[: NAME_BYTES // 2].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
 
 
 def attack_name(spec: str, first: str) -> str:
