@@ -166,7 +166,8 @@ class Family(TextReader, Sampler, Saver):
     def replace(self, **parts: Any) -> Self:
         """The same family with other parts, given under the pipeline's names for them. The remaining parts are shared.
 
-        New parts are frozen. What is being trained in a shared part, such as a new word in a text encoder, stays so.
+        New parts are frozen, except the denoiser. What is being trained in a shared part, such as a new word in a text
+        encoder, stays so.
         The result keeps the source folder only if nothing but the denoiser was replaced, because `save` copies all
         parts but the denoiser from there.
         """
@@ -184,7 +185,7 @@ class Family(TextReader, Sampler, Saver):
 
     def with_drawing(self, **options: Any) -> Self:
         """The same family, which always draws with these options of `sample`. All parts are shared."""
-        changed = self.replace()
+        changed = copy.copy(self)
         changed.drawing = {**self.drawing, **options}
         return changed
 

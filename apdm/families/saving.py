@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ class Saver(ABC):
 
     pipeline: Any
     source: Path | None
-    origin: Path | None
     dtypes: Mapping[str, torch.dtype]
     variant: str | None
     denoiser_name: ClassVar[str]
@@ -41,10 +40,8 @@ class Saver(ABC):
 
         A variant such as fp16 is left behind if its type is another: then all files get plain names.
         """
-        dtypes, make = {**self.dtypes, self.denoiser_name: dtype}, cast(Any, type(self))
-        changed: Self = make(
-            self.pipeline, source=self.source, dtypes=dtypes, location=self.origin, variant=self.variant
-        )
+        changed = copy.copy(self)
+        changed.dtypes = {**self.dtypes, self.denoiser_name: dtype}
         return changed
 
     @torch.no_grad()

@@ -82,7 +82,9 @@ class StableDiffusionXL(StableDiffusion):
             force_zeros_for_empty_prompt=self.pipeline.config.force_zeros_for_empty_prompt,
             add_watermarker=False,
         )
-        return type(self)(pipeline, dtypes=self.dtypes)
+        changed = type(self)(pipeline, dtypes=self.dtypes, location=self.origin)
+        changed.drawing = self.drawing
+        return changed
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings `[B, L, D]` with the pooled vector in the last rows; prompts that are too long are cut."""
