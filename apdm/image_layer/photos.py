@@ -95,7 +95,8 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
         UserError: a file is no usable picture, two protected photos would have the same name, or a name is too long.
     """
     names: dict[str, Path] = {}
-    for path in subject.images:
+
+    def check_name(path: Path) -> None:
         name = stem(path) + SUFFIX[kind]
         other = names.setdefault(name.lower(), path)  # some file systems know no capital letters
         if other is not path:
@@ -104,6 +105,7 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
         if len(os.fsencode(name)) > NAME_BYTES:
             raise UserError(f"the name of {name_of(path)} is too long; rename it")
 
+    each(subject.images, check_name)
     pictures: dict[bytes, Path] = {}
 
     def read(path: Path) -> PhotoFile:

@@ -113,9 +113,11 @@ def test_a_photo_that_is_there_twice_is_told(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_two_photos_that_would_take_one_name_are_refused(tmp_path: Path):
-    images = [saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png")]
-    with pytest.raises(UserError, match="a.jpg and a.png would both become a.png"):
+    images = [saved(tmp_path / name) for name in ("A.jpg", "a.png", "b.jpg", "b.webp")]
+    with pytest.raises(UserError) as told:
         check_photos(Subject("s01", images), "png")
+    assert "A.jpg and a.png would both become a.png" in str(told.value)
+    assert "b.jpg and b.webp would both become b.png" in str(told.value)  # all of them at once
 
 
 def test_the_longest_name_that_is_taken_can_be_saved_and_a_longer_one_is_refused_before_any_photo_is_read(
