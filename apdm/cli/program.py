@@ -20,7 +20,7 @@ from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserErr
 from apdm.core.launcher import is_launched, worked_with_others
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
-from apdm.core.terminal import Style, say, show_progress, summaries_in, use_utf8
+from apdm.core.terminal import Style, open_closed_streams, say, show_progress, summaries_in, use_utf8
 from apdm.core.versions import VERSION
 
 logger = get_logger(__name__)
@@ -114,6 +114,7 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     Args:
         argv: the words after `apdm`; by default those of this process.
     """
+    open_closed_streams()
     use_utf8()
     try:
         code = main(argv)

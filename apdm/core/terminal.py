@@ -26,6 +26,21 @@ Style = Literal["full", "quiet", "json"]
 _style: ContextVar[Style] = ContextVar("style", default="full")
 
 
+def open_closed_streams() -> None:
+    """Send the standard streams that this process was started without, as by `>&-`, to nowhere.
+
+    Otherwise printing fails, and a file that is opened later may get the number of such a stream. What a library prints
+    would then be written into this file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 (open to the end)
+
+
 def use_utf8() -> None:
     """Make UTF-8 the encoding of this program's file names, files and messages, whatever the locale is.
 

@@ -56,3 +56,16 @@ def test_a_line_and_its_end_are_written_in_one_piece(monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(sys.modules, "tqdm")
     say_on_stderr("without")
     assert {"with bars\n", "without\n"} <= set(pieces)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_that_is_started_without_standard_streams_does_its_work(tmp_path: Path, closed: str) -> None:
+    """Printing failed after all the work was done, and the next file that was opened took the stream's number."""
+    script = (
+        "import sys; from apdm.cli import console; from pathlib import Path; "
+        "sys.exit = lambda code: Path('code').write_text(str(code)); console(['env'])"
+    )
+    words = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", script]
+    result = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True)
+    assert (tmp_path / "code").read_text() == "0"
+    assert b"Traceback" not in result.stderr
