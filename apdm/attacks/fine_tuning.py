@@ -26,7 +26,7 @@ from apdm.attacks.parts.first_norms import safe_norms, trained_on_cpu
 from apdm.attacks.parts.optimizers import MOMENTUM, OptimizerName, Optimizers, check_optimizer, make_optimizer
 from apdm.attacks.parts.timesteps import LossSpace, TimestepSampling, loss_weights, timestep_sampler
 from apdm.config.options import option
-from apdm.config.prompts import replace_words
+from apdm.config.prompts import identifier_of, replace_words
 from apdm.core.errors import UserError
 from apdm.distributed.recompute import enable_gradient_checkpointing, passes_of_training
 from apdm.families import Family, Posterior
@@ -353,20 +353,6 @@ def read_losses(losses: list[Tensor], known: list[float]) -> None:
     wrong = next((step for step, loss in enumerate(known, 1) if not math.isfinite(loss)), None)
     if wrong is not None:
         raise FloatingPointError(f"the attack's loss is {known[wrong - 1]} at step {wrong}")
-
-
-def identifier_of(instance_prompt: str, class_prompt: str) -> str:
-    """Return the word of the instance prompt that the class prompt does not have.
-
-    Raises:
-        UserError: there is no such word, or more than one.
-    """
-    words = [word for word in instance_prompt.split() if word not in class_prompt.split()]
-    if len(words) != 1:
-        raise UserError(
-            f'no identifier in "{instance_prompt}": give it exactly one word that "{class_prompt}" does not have'
-        )
-    return words[0]
 
 
 def frozen_copy(module: Module) -> Module:

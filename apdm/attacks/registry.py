@@ -23,12 +23,11 @@ from typing import Any, TypeVar
 from apdm.attacks import Attack, Purifier, ZeroShot
 from apdm.attacks.drawing import Drawing
 from apdm.attacks.editing import Editing
-from apdm.attacks.fine_tuning import identifier_of
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.photo_treatment import PhotoTreatment
 from apdm.attacks.staged import Staged
 from apdm.config.plugins import ATTACKS, PURIFIERS, ZERO_SHOTS
-from apdm.config.prompts import has_words, replace_words
+from apdm.config.prompts import has_words, identifier_of, replace_words
 from apdm.core.errors import UserError, each
 
 Made = TypeVar("Made")

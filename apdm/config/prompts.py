@@ -26,6 +26,20 @@ def identifier_words(instance_prompt: str, class_prompt: str) -> list[str]:
     return [word for word in _words(instance_prompt) if word not in known]
 
 
+def identifier_of(instance_prompt: str, class_prompt: str) -> str:
+    """Return the one word of `identifier_words`, as it is spelled in the instance prompt.
+
+    Raises:
+        UserError: there is no such word, or more than one.
+    """
+    own = set(identifier_words(instance_prompt, class_prompt))
+    if len(own) != 1:
+        raise UserError(
+            f'no identifier in "{instance_prompt}": give it exactly one word that "{class_prompt}" does not have'
+        )
+    return next(word for word in _spelled(instance_prompt) if word.lower() in own)
+
+
 def adds_a_word(prompt: str, class_prompt: str) -> bool:
     """Whether a prompt has a word that the class prompt lacks, or has it more often.
 
@@ -139,5 +153,9 @@ def _standing_alone(words: str) -> re.Pattern[str]:
 
 
 def _words(prompt: str) -> list[str]:
-    """The words in lower case, without the punctuation after them, as tokenizers see them."""
-    return [word for word in (part.strip(".,;:!?\"'") for part in prompt.lower().split()) if word]
+    """The words in lower case, without the punctuation around them, as tokenizers see them."""
+    return [word.lower() for word in _spelled(prompt)]
+
+
+def _spelled(prompt: str) -> list[str]:
+    return [word for word in (part.strip(".,;:!?\"'") for part in prompt.split()) if word]

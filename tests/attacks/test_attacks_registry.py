@@ -25,6 +25,7 @@ from apdm.attacks.registry import (
 )
 from apdm.attacks.restoration import Interpolation
 from apdm.attacks.two_stage import TwoStage
+from apdm.config.prompts import default_class_prompt
 from apdm.core.errors import UserError, UserErrors
 from tools.portraits.attacks import BY_ATTACK
 
@@ -123,6 +124,23 @@ def test_only_whole_words_are_the_subject(spec: str):
     assert attack.instance_prompt == f"a photo of {word} person"
     for asked in ("a person: {}, {}-like", "\u4e00{}\u4eba"):  # Chinese writes no spaces
         assert attack.prompt(asked.format("per", "per")) == asked.format(word, word)
+
+
+@pytest.mark.parametrize(
+    ("instance_prompt", "trained"),
+    [
+        ("A photo of Sks person", "A photo of <subject> person"),
+        ("a photo of sks person.", "a photo of <subject> person."),
+        ("photo of the sks person", "photo of the <subject> person"),
+    ],
+)
+def test_an_instance_prompt_has_its_identifier_under_the_class_prompt_that_follows_from_it(
+    instance_prompt: str, trained: str
+):
+    made = make(
+        "textual_inversion", instance_prompt=instance_prompt, class_prompt=default_class_prompt(instance_prompt)
+    )
+    assert made.instance_prompt == trained and made.prompt(instance_prompt) == trained
 
 
 @pytest.mark.parametrize("asked", ["Sks.", "a photo of SKS, outdoors"])  # an audit takes such prompts
