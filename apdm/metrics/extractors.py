@@ -22,7 +22,7 @@ from apdm.core.model_path import HUB_ID, PICKLES, place_name
 
 # Files of which a folder needs one: what the model is, and how it wants pictures.
 CONFIGS = (("config.json",), ("preprocessor_config.json", "processor_config.json"))
-EXAMPLES = "a vision model of transformers, such as a copy of facebook/dinov2-small or openai/clip-vit-base-patch32"
+EXAMPLES = "a vision model of transformers, such as a copy of facebook/dinov2-small or openai/clip-vit-large-patch14"
 TEXTS = ("*.json", "*.txt", "*.model")  # what a folder of transformers holds besides weights
 
 
@@ -104,13 +104,13 @@ class Preprocess:
     """Prepares pictures as a preprocessor_config.json asks: resize the shorter side, cut the centre, normalise."""
 
     def __init__(self, processor: Any) -> None:
-        """Take sizes, mean and standard deviation from an image processor of transformers."""
+        """Take sizes, mean and standard deviation from an image processor of transformers. All resize bicubically."""
         size, crop = dict(processor.size or {}), dict(getattr(processor, "crop_size", None) or {})
         self.side = int(size.get("shortest_edge") or size.get("height") or crop["height"])
         self.crop = crop.get("height") if getattr(processor, "do_center_crop", False) else None
-        self.mean, self.std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std)
-        )
+        normalised = getattr(processor, "do_normalize", True)
+        values = (processor.image_mean, processor.image_std) if normalised else ([0.0] * 3, [1.0] * 3)
+        self.mean, self.std = (torch.tensor(each).view(1, 3, 1, 1) for each in values)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Prepared pictures [B, 3, S, S] of `images` [B, 3, H, W] in [0, 1]."""
@@ -157,10 +157,11 @@ def _load(folder: Path, allow_pickle: bool) -> tuple[Any, Preprocess]:
         raise UserError(f"{folder} is not a folder; give one that holds a model of transformers")
     if lacking := [" or ".join(names) for names in CONFIGS if not any((folder / name).is_file() for name in names)]:
         raise UserError(f"{folder} has no {lacking[0]}; give the folder of {EXAMPLES}")
-    if not allow_pickle and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder} holds pickles (.bin), which can run code; pass --allow_pickle true, or save it as .safetensors"
-        )
+    if not allow_pickle and not any(folder.glob("*.safetensors")):
+        # Of a model on the Hub, pickles were not fetched.
+        held = "holds pickles (.bin), which can run code" if any(folder.glob("*.bin")) else "has no .safetensors file"
+        mend = "pass --allow_pickle true to read pickles all the same, or give a model in .safetensors files"
+        raise UserError(f"{folder} {held}; {mend}")
     options = {} if allow_pickle else {"use_safetensors": True}
     model, found = _read(folder, AutoModel, output_loading_info=True, **options)
     # Nothing here uses the pooler, and DINO's files have none. What else is missing would stay random, in silence.

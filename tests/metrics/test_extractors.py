@@ -156,6 +156,22 @@ def test_weights_in_a_pickle_are_loaded_only_when_that_is_allowed(tmp_path: Path
     torch.testing.assert_close(VisionModel(folder, allow_pickle=True)(images), VisionModel(dino)(images))
 
 
+def test_a_model_on_the_hub_whose_pickles_were_not_fetched_is_told_how_they_are(tmp_path: Path, dino: Path):
+    folder = shutil.copytree(dino, tmp_path / "fetched", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match="fetched has no .safetensors file; pass --allow_pickle true to read pickles"):
+        VisionModel(folder)
+
+
+def test_pictures_are_normalised_only_if_the_folder_asks_for_it(tmp_path: Path, dino: Path):
+    folder = shutil.copytree(dino, tmp_path / "plain")
+    file, images = folder / "preprocessor_config.json", pictures(2, SIDE)
+    asked = json.loads(file.read_text())
+    prepared = VisionModel(dino).preprocess(images)
+    file.write_text(json.dumps(asked | {"do_normalize": False}))
+    mean, std = (torch.tensor(asked[f"image_{name}"]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(VisionModel(folder).preprocess(images), prepared * std + mean)
+
+
 def test_what_prepares_pictures_in_an_unknown_way_is_bad_input(tmp_path: Path, dino: Path):
     folder = tmp_path / "odd"
     shutil.copytree(dino, folder)
