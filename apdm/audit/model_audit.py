@@ -7,6 +7,7 @@ from torch import Tensor
 from apdm.audit.cells.class_pictures import (
     AGAIN,
     class_keys,
+    class_pictures,
     draw_class_pictures,
     measure_strangers,
     measure_utility,
@@ -68,8 +69,8 @@ def attack_and_judge(
     if processes.is_main:
         store.tidy({*(cell.key for cell in matrix.cells), *classes.values(), *sweeps.values()})
     processes.wait()
-    class_pictures = draw_class_pictures(plan, classes, store, processes)
-    class_features = {name: judges.features(images) for name, images in class_pictures.items()}
+    draw_class_pictures(plan, classes, store, processes)
+    class_features = {name: judges.features(class_pictures(key, store)) for name, key in classes.items()}
     runner = CellRunner(plan, class_images, class_features["base"].extracted)
     protected = {person.id: runner.references[person.id].embeddings for person in subjects.protected}
     processes.on_main(lambda: warn_of_few_faces(judges, class_features["base"].detected))
@@ -82,6 +83,7 @@ def attack_and_judge(
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
+    drawn = {name: class_pictures(key, store) for name, key in classes.items()}
     measured = Measurements(
         schema=SCHEMA,
         command=plan.command,
@@ -96,11 +98,11 @@ def attack_and_judge(
         strangers_matched=matched,
         left_out=left_out,
         attacks=rows,
-        utility=measure_utility(plan, class_pictures, class_features, other_people(rows, judges.names)),
+        utility=measure_utility(plan, drawn, class_features, other_people(rows, judges.names)),
         search=search,
         guidance=guidance,
     )
-    return _judged(plan, measured), _class_and_photos(plan, class_pictures) | pictures
+    return _judged(plan, measured), _class_and_photos(plan, drawn) | pictures
 
 
 def _judged(plan: AuditPlan, measured: Measurements) -> Results:
@@ -122,10 +124,10 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
     )
 
 
-def _class_and_photos(plan: AuditPlan, class_pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+def _class_and_photos(plan: AuditPlan, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     """Class pictures that start from the same noise, and with `plan.show_photos` the protected people's photos."""
-    pictures = {"class/base": class_pictures[AGAIN]}
-    pictures |= {f"class/{name}": class_pictures[name] for name in plan.attacked if name != "base"}
+    pictures = {"class/base": drawn[AGAIN]}
+    pictures |= {f"class/{name}": drawn[name] for name in plan.attacked if name != "base"}
     if plan.show_photos:
         pictures |= {f"photos/{person.id}": to_unit(person.photos) for person in plan.subjects.protected}
     return pictures

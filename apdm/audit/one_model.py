@@ -10,7 +10,13 @@ from typing import Literal
 from torch import Tensor
 
 from apdm.audit.cells.cell import Cell
-from apdm.audit.cells.class_pictures import class_keys, draw_class_pictures, measure_strangers, warn_of_few_faces
+from apdm.audit.cells.class_pictures import (
+    class_keys,
+    class_pictures,
+    draw_class_pictures,
+    measure_strangers,
+    warn_of_few_faces,
+)
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.plan import AuditPlan
@@ -108,8 +114,8 @@ def attack_one_model(
     if processes.is_main:
         store.tidy({*keys.values(), *(cell.key for cell in matrix.cells if not again(cell))})
     processes.wait()
-    pictures = draw_class_pictures(plan, keys, store, processes)
-    features = plan.judges.features(pictures["base"]).extracted if keys else None
+    draw_class_pictures(plan, keys, store, processes)
+    features = plan.judges.features(class_pictures(keys["base"], store)).extracted if keys else None
     runner = CellRunner(plan, class_images, features, keep=keep)
     done = matrix.run(runner, store, processes)
     if done is None:

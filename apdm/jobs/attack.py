@@ -224,6 +224,8 @@ def _run(
 ) -> AttackResults | None:
     """Run the attacks, and write attack.json, the pictures and the page. The tracker gets them too."""
     plan, drawn, latents = with_class_pictures(config, plan, processes)
+    seen = plan.judges.features(to_unit(drawn))
+    del drawn  # of large pictures, gigabytes
 
     def keep(cell: Cell, attacked: Family) -> None:
         spec, base = without_words(cell.entry.spec), plan.files["base"].sha256
@@ -232,7 +234,7 @@ def _run(
     done = attack_one_model(
         plan,
         latents,
-        plan.judges.features(to_unit(drawn)),
+        seen,
         store=cell_store(output, CELLS, processes, config.reuse_audits),
         processes=processes,
         keep=keep if config.save_model else None,

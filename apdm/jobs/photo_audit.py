@@ -167,6 +167,7 @@ def _attack_and_report(
     judges, output = plan.judges, Path(config.output_dir)
     known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
     seen = judges.features(to_unit(drawn))
+    del drawn  # of large pictures, gigabytes
     processes.on_main(lambda: warn_of_few_faces(judges, seen.detected))
     strangers, matched = measure_strangers(plan, known, seen)
     processes.on_main(lambda: warn_of_few_strangers(strangers))

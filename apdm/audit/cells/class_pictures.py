@@ -31,9 +31,7 @@ def class_keys(plan: AuditPlan) -> dict[str, str]:
     return {name: key_of({**common, "class": name, "model": plan.sha256(model)}) for name, model in drawn_by.items()}
 
 
-def draw_class_pictures(
-    plan: AuditPlan, keys: Mapping[str, str], store: CellStore, processes: ProcessGroup
-) -> dict[str, Tensor]:
+def draw_class_pictures(plan: AuditPlan, keys: Mapping[str, str], store: CellStore, processes: ProcessGroup) -> None:
     """Draw the class pictures that are not in the store yet. The processes share the work.
 
     There are two sets of seeds. The base draws "base" with the first set and "base_again" with the second set. All
@@ -42,10 +40,6 @@ def draw_class_pictures(
 
     Args:
         keys: {name of the set: its key in the store} of the sets to draw; see `class_keys`.
-
-    Returns:
-        {name of the set: pictures [N, 3, H, W] in [0, 1]}. If a model drew values that are not finite, its pictures are
-        NaN.
     """
     for name, key in list(keys.items())[processes.index :: processes.size]:
         if key not in store:
@@ -58,12 +52,16 @@ def draw_class_pictures(
             )
             store.save(key, {"finite": bool(images.isfinite().all())}, {"class": images})
     processes.wait()
-    pictures = {}
-    for name, key in keys.items():
-        row, kept = store.load(key)
-        # The store keeps pictures as PNG files, which cannot hold NaN, so the row says if they were finite.
-        pictures[name] = kept["class"] if row["finite"] else torch.full_like(kept["class"], torch.nan)
-    return pictures
+
+
+def class_pictures(key: str, store: CellStore) -> Tensor:
+    """Read a set of class pictures, `[N, 3, H, W]` in [0, 1]; NaN if the model drew values that are not finite.
+
+    200 pictures of 1024 pixels are 2.5 GB, so no set is kept during the attacks.
+    """
+    row, kept = store.load(key)
+    # The store keeps pictures as PNG files, which cannot hold NaN, so the row says if they were finite.
+    return kept["class"] if row["finite"] else torch.full_like(kept["class"], torch.nan)
 
 
 def measure_utility(
@@ -72,7 +70,7 @@ def measure_utility(
     """Compare the class pictures of the models with the base's.
 
     Args:
-        pictures: {name of the set: pictures [N, 3, H, W] in [0, 1]}, as `draw_class_pictures` returns them.
+        pictures: {name of the set: pictures [N, 3, H, W] in [0, 1]}, as `class_pictures` returns them.
         features: {name of the set: what the judges read from its pictures}.
         others: the likeness of people who are not protected, which becomes part of the result.
     """

@@ -66,7 +66,8 @@ def audit_and_report(
     """
     stages.begin(ATTACKS)
     output, earlier = Path(config.output_dir), config.audit.reuse_audits
-    plan, _, latents = with_class_pictures(config, plan, processes)
+    plan, drawn, latents = with_class_pictures(config, plan, processes)
+    del drawn  # of large pictures, gigabytes
     store = cell_store(output, CELLS, processes, earlier)
     trials = None if plan.search is None else cell_store(output, SEARCH_CELLS, processes, earlier)
     photo_audit, photo_store, afterwards = None, None, 0
