@@ -87,13 +87,7 @@ def run_training(
             shown = {name: f"{figures[name]:.4f}" for name in ("instance_loss", "protection_loss") if name in figures}
             bar.set_postfix(shown, refresh=False)
             try:
-                if config.validation.steps and step % config.validation.steps == 0:
-                    training.publish()
-                    measured, quiet = processes.broadcast(partial(_validate, validator, step, device))
-                    counters.quiet_probes = counters.quiet_probes + 1 if quiet else 0
-                    figures |= measured
-                if config.report_to:
-                    processes.on_main(partial(_log, tracker, figures, step))
+                _validate_and_log(training, validator, device, tracker, counters, figures)
             except CannotWrite as fault:
                 raise keeper.rescue(counters, fault) from None
             protected = _is_protected(config, counters)
@@ -126,9 +120,23 @@ def save_last(keeper: Keeper, counters: Counters) -> None:
         logger.warning("%s; the model is exported all the same", fault)
 
 
-def _log(tracker: Tracker | None, figures: Mapping[str, float], step: int) -> None:
-    if tracker is not None:
-        tracker.numbers(figures, step)
+def _validate_and_log(
+    training: Training,
+    validator: Validator,
+    device: torch.device,
+    tracker: Tracker | None,
+    counters: Counters,
+    figures: Mapping[str, float],
+) -> None:
+    """Validate if it is time, count quiet probes, and report the figures. Raises CannotWrite if a disk is full."""
+    config, processes, step = training.config, training.processes, counters.step
+    if config.validation.steps and step % config.validation.steps == 0:
+        training.publish()
+        measured, quiet = processes.broadcast(partial(_validate, validator, step, device))
+        counters.quiet_probes = counters.quiet_probes + 1 if quiet else 0
+        figures = {**figures, **measured}
+    if config.report_to:
+        processes.on_main(lambda: tracker.numbers(figures, step) if tracker is not None else None)
 
 
 def _validate(validator: Validator, step: int, device: torch.device) -> tuple[dict[str, float], bool]:
