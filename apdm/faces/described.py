@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from apdm.core.files import weights_sha256
+from apdm.core.files import sha256_file
 
 NUMBERS = 16  # of an embedding, that tell networks apart
 SAME = 5e-3  # largest difference of these numbers between copies of one network, in other files or float types
@@ -63,9 +64,15 @@ def describe(network: Described) -> NamedThreshold:
     return NamedThreshold(
         name=network.name,
         threshold=network.threshold,
-        sha256=None if file is None else weights_sha256(file),
+        sha256=None if file is None else _first_sha256(file),
         answer=answer,
     )
+
+
+@cache
+def _first_sha256(file: Path) -> str:
+    """The hash of a file as it was when it was first asked for: a network in memory does not change with its file."""
+    return sha256_file(file)
 
 
 def distinct(networks: list[NamedThreshold]) -> list[NamedThreshold]:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apdm.core.errors import UserError
+from apdm.core.files import sha256_file
 from apdm.core.pictures import as_images
 from apdm.faces import (
     AlignedEncoder,
@@ -34,6 +35,7 @@ from apdm.faces import (
     load_encoders,
     load_face_score,
 )
+from apdm.faces.described import describe
 from apdm.faces.insightface_pack import InsightFacePack, _licence_note
 from apdm.faces.load import threshold_of
 from apdm.faces.mobilefacenet import MobileFaceNet
@@ -197,6 +199,13 @@ def test_the_pack_that_one_is_in_has_a_name_and_a_threshold_beside_it(tmp_path: 
         threshold_of(Path("."), Path("rec.onnx"))
     (tmp_path / "pack.json").write_text('{"threshold": 0.4}')
     assert threshold_of(Path("."), Path("rec.onnx")) == 0.4
+
+
+def test_a_network_in_memory_keeps_the_hash_of_its_file(weights: Path):
+    encoder, expected = load_encoder(f"{weights}=0.3"), sha256_file(weights)
+    assert describe(encoder).sha256 == expected
+    weights.unlink()
+    assert describe(encoder).sha256 == expected
 
 
 def test_an_equals_sign_may_be_part_of_the_path(weights: Path):
