@@ -1,10 +1,14 @@
-"""Whether something is on an accelerator, copies to one that nothing waits for, its memory, and torch's generators."""
+"""Whether something is on an accelerator, copies to one that nothing waits for, its memory, and torch's generators.
+
+All of it holds for every accelerator that PyTorch knows, also for those that lack float64 (Apple's MPS).
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,11 +34,30 @@ def is_accelerator(device: torch.device) -> bool:
     return accelerator is not None and accelerator.type == device.type
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the most exact float type that a device has: float64, or float32 on Apple's MPS."""
+    return _widest_float(device.type)
+
+
+@cache
+def _widest_float(device_type: str) -> torch.dtype:
+    try:
+        return torch.empty(1, dtype=torch.float64, device=device_type).dtype
+    except TypeError:
+        return torch.float32
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: where it is, or on the CPU if its device has no float64."""
+    return (tensor if widest_float(tensor.device) == torch.float64 else tensor.cpu()).double()
+
+
 def free_memory() -> None:
     """Free the memory of objects that are no longer used, on the CPU and on the accelerator."""
     gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:  # not torch.accelerator's own function, which some releases fail in on MPS
+        getattr(torch.get_device_module(accelerator), "empty_cache", gc.collect)()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apdm.core.devices import send
+from apdm.core.devices import send, to_float64, widest_float
 from apdm.faces.interfaces import Face
 
 # The landmarks in a crop of 112 pixels (ArcFace, Deng et al. 2019), as shares of the crop's side.
@@ -42,7 +42,8 @@ def similarity(landmarks: Tensor, template: Tensor) -> Tensor:
     Raises:
         ValueError: the points are not finite, they coincide, or no rotation and scaling fits them to the template.
     """
-    p, q = landmarks.detach().double(), template.detach().double().to(landmarks.device)
+    p = to_float64(landmarks.detach())
+    q = template.detach().double().to(p.device)
     if p.shape != q.shape or p.ndim != 2 or p.shape[1] != 2:
         raise ValueError(f"landmarks {tuple(p.shape)} and template {tuple(q.shape)} must both be [N, 2]")
     p_mean, q_mean = p.mean(0), q.mean(0)
@@ -90,15 +91,16 @@ def warp(photo: Tensor, matrix: Tensor, size: int) -> Tensor:
     """
     height, width = photo.shape[-2:]
     # The matrix comes from landmarks on the CPU. What is computed of it there, the photo's device is not waited for.
-    matrix = matrix.detach().double()
+    matrix = to_float64(matrix.detach())
     inverse = torch.linalg.inv(matrix[:, :2])
     # A factor of exactly 2 must give 2 samples, even if rounding makes it slightly larger.
     samples = max(1, math.ceil(float(torch.linalg.det(inverse).abs().sqrt()) - 1e-6))
-    axis = (torch.arange(size * samples, dtype=torch.float64, device=photo.device) + 0.5) / samples - 0.5
+    dtype = widest_float(photo.device)
+    axis = (torch.arange(size * samples, dtype=dtype, device=photo.device) + 0.5) / samples - 0.5
     crop = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
-    source = (crop - send(matrix[:, 2], photo.device)) @ send(inverse, photo.device).T
+    source = (crop - send(matrix[:, 2].to(dtype), photo.device)) @ send(inverse.to(dtype), photo.device).T
     # For grid_sample, -1 and 1 are the outer edges of the photo.
-    grid = (2 * source + 1) / send(torch.tensor([width, height], dtype=torch.float64), photo.device) - 1
+    grid = (2 * source + 1) / send(torch.tensor([width, height], dtype=dtype), photo.device) - 1
     fine = F.grid_sample(photo[None], grid[None].to(photo.dtype), padding_mode="border", align_corners=False)
     return F.avg_pool2d(fine, samples)[0]
 

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from apdm.core.devices import to_float64
 from apdm.faces.align import align
 from apdm.faces.interfaces import Face, FaceEncoder
 
@@ -122,7 +123,7 @@ def _likeness(embeddings: Sequence[Mapping[str, Tensor]], thresholds: Mapping[st
     """Return how alike all faces of all photos are, on each encoder's own scale: `[encoders, M, M]`, float64."""
     rows = []
     for encoder, threshold in thresholds.items():
-        every = torch.cat([own[encoder] for own in embeddings]).double()
+        every = to_float64(torch.cat([own[encoder] for own in embeddings]))
         rows.append(on_own_scale(every @ every.T, threshold))
     return torch.stack(rows)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from apdm.core.devices import to_float64
 from apdm.core.pictures import to_array
 from apdm.metrics.judges import Judges
 from apdm.metrics.perception import lpips
@@ -33,7 +34,9 @@ def edit_quality(
         them, 0 for an unchanged photo; and "edit_direction", see `direction`. One without a network is None.
     """
     drawn, known = judges.whole_features(images), judges.whole_features(photos)
-    similarity = None if drawn is None or known is None else cosine_similarity(drawn.double(), known.double()).mean()
+    similarity = (
+        None if drawn is None or known is None else cosine_similarity(to_float64(drawn), to_float64(known)).mean()
+    )
     distances = [lpips(to_array(photo), to_array(image)) for photo, image in zip(photos, images, strict=True)]
     seen = [distance for distance in distances if distance is not None]
     return {
@@ -64,4 +67,4 @@ def direction(
         return None
     said = clip.texts([prompts[place] for place in places]) - clip.texts([sources[place] for place in places])
     changed = clip.pictures(images[places]) - clip.pictures(photos[places])
-    return cosine_similarity(changed.double(), said.double()).mean().item()
+    return cosine_similarity(to_float64(changed), to_float64(said)).mean().item()

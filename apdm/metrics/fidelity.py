@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from apdm.core.devices import to_float64
+
 FID_PICTURES = 2048  # as many as Inception has features; with fewer, the covariance is singular
 
 
@@ -75,7 +77,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
         ValueError: the features have other shapes.
     """
     _check(first, second)
-    x, y = first.double(), second.double()
+    x, y = to_float64(first), to_float64(second)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -88,7 +90,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
 def _gaussian_factor(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and F [min(N, D), D] with F^T F the unbiased covariance."""
-    features = features.double()
+    features = to_float64(features)
     mean = features.mean(dim=0)
     factor = (features - mean) / (len(features) - 1) ** 0.5
     if len(factor) > factor.shape[1]:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from apdm.core.devices import to_float64
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityStatistics:
@@ -57,8 +59,8 @@ def likeness(generated: Tensor, references: Tensor) -> Tensor:
         raise ValueError(f"embeddings must be [N, D] and [M, D], not {generated.shape} and {references.shape}")
     if len(references) == 0:
         raise ValueError("likeness needs at least one reference embedding")
-    centre = normalize(normalize(references.double(), dim=1).mean(dim=0), dim=0)
-    return normalize(generated.double(), dim=1) @ centre
+    centre = normalize(normalize(to_float64(references), dim=1).mean(dim=0), dim=0)
+    return normalize(to_float64(generated), dim=1) @ centre
 
 
 def identity_statistics(scores: Tensor, detected: Tensor | None, threshold: float) -> IdentityStatistics:
@@ -76,7 +78,7 @@ def identity_statistics(scores: Tensor, detected: Tensor | None, threshold: floa
     faces = torch.ones_like(scores, dtype=torch.bool) if detected is None else detected
     if scores.ndim != 1 or scores.shape != faces.shape or len(scores) == 0:
         raise ValueError(f"scores and detected must be [N], N > 0, not {scores.shape} and {faces.shape}")
-    scores, faces = scores.double().cpu(), faces.bool().cpu()
+    scores, faces = scores.cpu().double(), faces.bool().cpu()
     if not torch.isfinite(scores[faces]).all():
         raise FloatingPointError("a likeness score is not finite")
     return IdentityStatistics(

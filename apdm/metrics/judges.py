@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from apdm.config.judges import EXAMPLE
+from apdm.core.devices import to_float64
 from apdm.core.pictures import to_array
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.described import NamedThreshold, describe
@@ -199,7 +200,7 @@ class Judges:
         """
         if features.whole is None or references is None:
             return None
-        return (normalize(features.whole.double(), dim=1) @ normalize(references.double(), dim=1).T).mean().item()
+        return (normalize(to_float64(features.whole), dim=1) @ normalize(to_float64(references), dim=1).T).mean().item()
 
     def clip_score(self, images: Tensor, prompts: Sequence[str]) -> float | None:
         """Mean score of `images` [N, 3, H, W] in [0, 1] with their prompts.
@@ -212,7 +213,7 @@ class Judges:
         chunks = [
             self.clip.score(part, prompts[i * size : (i + 1) * size]) for i, part in enumerate(images.split(size))
         ]
-        mean = torch.cat(chunks).double().mean().item()
+        mean = to_float64(torch.cat(chunks)).mean().item()
         return mean if math.isfinite(mean) else None
 
     def brisque(self, images: Tensor) -> float | None:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from apdm.core.devices import to_float64
 from apdm.metrics.fidelity import Extractor
 from apdm.metrics.identity import likeness
 
@@ -103,7 +104,7 @@ def equal_error_threshold(own: Tensor, others: Tensor) -> float:
     """
     if len(own) == 0 or len(others) == 0:
         raise ValueError("a threshold needs photos of the subject and of others")
-    own, others = own.double(), others.double()
+    own, others = to_float64(own), to_float64(others)
     values = torch.cat([own, others]).unique()  # ascending
     gaps = values.diff()
     middles = torch.cat([values[:1], values[:-1] + gaps / 2])

@@ -144,7 +144,7 @@ def strangers_matched(
     shares = {}
     for subject, known in protected.items():
         agreed = [likeness(strangers[name], known[name]) >= threshold for name, threshold in thresholds.items()]
-        shares[subject] = torch.stack(agreed).all(dim=0).double().mean().item()
+        shares[subject] = torch.stack(agreed).all(dim=0).cpu().double().mean().item()
     return shares
 
 
@@ -179,7 +179,7 @@ def class_utility(
         frechet=frechet,
         kernel=kernel,
         class_face_rate={
-            name: seen.detected.double().mean().item() for name, seen in features.items() if name != "base_again"
+            name: seen.detected.cpu().double().mean().item() for name, seen in features.items() if name != "base_again"
         }
         if with_faces
         else None,

@@ -120,7 +120,7 @@ def draw_keypoints(landmarks: Tensor, height: int, width: int) -> Tensor:
         The picture, `[3, height, width]` in [0, 1].
     """
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels, points = torch.stack([x, y], dim=-1).double(), landmarks.double().cpu()
+    pixels, points = torch.stack([x, y], dim=-1).double(), landmarks.cpu().double()
     picture = torch.zeros(3, height, width)
     for i, point in enumerate(points):
         if i != NOSE:

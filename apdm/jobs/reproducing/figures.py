@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from apdm.audit.results.store import CellStore, finished_cells
 from apdm.audit.tables import CAPTIONS, PHOTOS, PICTURES, UNCHANGED, Column, TableCell, cell_of, measured_cell
+from apdm.core.devices import to_float64
 from apdm.core.pictures import to_unit
 from apdm.data.subjects import find_subjects, list_all_images, load_images
 from apdm.export.layout import CELLS, IMAGES, PERTURBATION
@@ -109,7 +110,7 @@ class Figures:
         (saved,) = find_subjects(done.changed / IMAGES)
         encoder = self.encoders[column.encoder]
         sides = (to_unit(load_images(files, self.recipe.resolution)) for files in (done.subject.photos, saved.images))
-        before, after = (normalize(embed_person(encoder, side).double(), dim=1) for side in sides)
+        before, after = (normalize(to_float64(embed_person(encoder, side)), dim=1) for side in sides)
         return (before * after).sum(1).mean().item()
 
     # -- pictures of attacks -----------------------------------------------------------------------------------------
@@ -140,14 +141,14 @@ class Figures:
         figure = column.figure
         if figure == "trained_similarity":
             (done,) = runs
-            drawn, photos = (normalize(self._drawn(column, done, self.dino).double()), self._photos(done, self.dino))
-            return (drawn @ normalize(photos.double()).T).mean().item()
+            drawn, photos = (normalize(to_float64(self._drawn(column, done, self.dino))), self._photos(done, self.dino))
+            return (drawn @ normalize(to_float64(photos)).T).mean().item()
         if figure in DISTANCES:
             drawn = torch.cat([self._drawn(column, done, self.inception) for done in runs])
             photos = torch.cat([self._photos(done, self.inception) for done in runs])
             return DISTANCES[figure](drawn, photos)
         networks = {"clip": self._clip_scores, "fiqa": self._quality, "unsafe_rate": self._flags}
-        return torch.cat([_of_prompt(column, networks[figure](done), done) for done in runs]).double().mean().item()
+        return to_float64(torch.cat([_of_prompt(column, networks[figure](done), done) for done in runs])).mean().item()
 
     def _drawn(self, column: Column, done: Done, network: Extractor) -> Tensor:
         """Features [N, D] of the pictures of an attack."""
@@ -199,7 +200,7 @@ class Figures:
                 )
                 for i, part in _parts(drawn)
             ]
-            return torch.cat(scores).double().mean().item()
+            return to_float64(torch.cat(scores)).mean().item()
         place = Path(self.fill({"photos": captions.photos})["photos"])
         named = [place / one.photo for one in listed if one.photo is not None]
         real = named or list_all_images(place)[: len(drawn)]
