@@ -29,7 +29,12 @@ def config_hash(config: Any) -> str:
     the same model file as one that never stopped, headers included. Its audit finds the attacks on this model that are
     finished.
     """
-    options = decisive_options(to_yaml(config), CONTINUATION_OPTIONS)
+    return options_hash(to_yaml(config))
+
+
+def options_hash(text: str) -> str:
+    """Return the `config_hash` of a configuration that is given as YAML, as `to_yaml` writes it."""
+    options = decisive_options(text, CONTINUATION_OPTIONS)
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()
 
 

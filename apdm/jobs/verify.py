@@ -22,6 +22,7 @@ from PIL import Image
 from apdm.audit import read_results
 from apdm.audit.inputs.people import ATTACKER, CONSENTING, HOLDOUT, OTHER, PROTECTED, STRANGERS
 from apdm.config import VerifyConfig
+from apdm.config.continuation import options_hash
 from apdm.config.groups.trackers import TRACKER_OPTIONS
 from apdm.core.errors import UserError, one_line
 from apdm.core.files import MARKER, WEIGHT_SUFFIXES, list_files, sha256_file
@@ -84,7 +85,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
     prepare_process(None)
     root = Path(config.output_dir)
     sought = Sought.below(config.subjects)
-    problems = [*verify_manifest(root), *_unknown(root)]
+    problems = [*verify_manifest(root), *_options(root), *_unknown(root)]
     files = len(list_files(root))
     show_plan(verify_plan(config, sought.ids, sought.photos, captions=len(sought.captions), files=files))
     if (root / RESULTS).exists():
@@ -103,6 +104,19 @@ def verify(config: VerifyConfig) -> VerifyResult:
 
 
 # -- files and loading ---------------------------------------------------------------------------------------
+
+
+def _options(root: Path) -> list[str]:
+    """Report a config.yaml whose options are not those of the run that wrote the manifest, which has their hash."""
+    try:
+        said = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("config_sha256")
+        same = not said or options_hash((root / CONFIG).read_text(encoding="utf-8")) == said
+    except OSError:
+        return []  # nobody needs the file for using the model
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+        same = False
+    mend = "it was changed, or a later run in this folder was not finished"
+    return [] if same else [f"{CONFIG} is not that of the run that wrote the other files: {mend}"]
 
 
 def _unknown(root: Path) -> list[str]:

@@ -19,6 +19,7 @@ from tiny_pipelines import BUILDERS
 
 from apdm.cli import main
 from apdm.config import VerifyConfig
+from apdm.config.continuation import options_hash
 from apdm.core.files import claim_output_dir
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
@@ -319,6 +320,22 @@ def test_a_second_tokenizers_words_are_no_ids_and_the_simulated_attackers_prompt
     capsys.readouterr()
     main(["verify", str(folder), "--subjects", str(people)])
     assert "holds a prompt" in capsys.readouterr().out
+
+
+def test_options_of_another_run_than_that_of_the_files_are_a_problem(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a change by hand, or when a later run into the folder was stopped before it wrote its model."""
+    config = folder / "config.yaml"
+    write_manifest(folder, config_hash=options_hash(config.read_text()))
+    config.write_text(config.read_text() + "resume_from_checkpoint: latest\noutput_dir: moved\n")  # decide nothing
+    assert main(["verify", str(folder)]) == 0
+    for text in ("instance_prompt: a photo of abc person\n", "instance_prompt: [\n", ""):
+        config.write_text(text)
+        assert main(["verify", str(folder)]) == 1
+        assert "config.yaml is not that of the run that wrote the other files" in capsys.readouterr().out
+    config.unlink()
+    assert main(["verify", str(folder)]) == 0
 
 
 @pytest.mark.parametrize("option", [["."], ["--subjects", "."]])
