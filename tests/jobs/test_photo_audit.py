@@ -153,7 +153,12 @@ def test_few_strangers_are_told_before_the_attacks(
 
 
 def test_a_base_that_draws_no_face_is_refused_before_the_attacks_unless_there_are_strangers(
-    photos: Path, run_folder: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    run_folder: Path,
+    tiny_pipeline: Path,
+    strangers: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
     words = {"base": tiny_pipeline, "protected_photos": run_folder, "photos": photos, "output_dir": output}
@@ -161,6 +166,8 @@ def test_a_base_that_draws_no_face_is_refused_before_the_attacks_unless_there_ar
     said = capsys.readouterr().err
     assert "the base draws no face for the class prompt: give photos in strangers_data_dir" in said
     assert "sees a face in 0 of the base's 4 class pictures" in said and not list(output.glob("photo_cells/*"))
+    # What the message asks for is taken in the same folder: there is no result in it that could be lost.
+    assert run("audit", **words, **SHORT, strangers_data_dir=strangers, dry_run="true") == 0
 
 
 def test_the_last_third_of_the_originals_is_held_out_and_the_audit_says_so(audited: tuple[Path, str]):

@@ -349,7 +349,7 @@ def test_a_folder_without_manifest_and_subjects_without_photos_are_bad_input(
 
 def test_the_single_file_is_loaded_too(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "model.safetensors").write_bytes(b"torn")
-    write_manifest(folder, config_hash="ab" * 32)
+    write_manifest(folder, config_hash="")
     assert main(["verify", str(folder)]) == 1
     said = capsys.readouterr().out
     assert "manifest" not in said and "1 problem\n" in said

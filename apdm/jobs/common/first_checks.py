@@ -26,12 +26,13 @@ from apdm.core.files import CHECKPOINT, MARKER, check_output_dir
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
-from apdm.export.layout import CLASS_IMAGES, CONFIG, IMAGES, MANIFEST, MODEL, PARTNERS
+from apdm.export.layout import ATTACKER_CLASS_IMAGES, CLASS_IMAGES, CONFIG, IMAGES, MANIFEST, MODEL, PARTNERS
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 logger = get_logger(__name__)
 
-BEFORE_TRAINING = {MARKER, CONFIG, CLASS_IMAGES, PARTNERS}  # what a hardening run writes before its first outer step
+# What a job writes before the long work begins.
+BEFORE_WORK = {MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, PARTNERS}
 # The options are named without "audit.", because `apdm audit` has the same ones without it.
 MODELS = (
     *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),
@@ -141,9 +142,9 @@ def _may_replace(config: Any) -> bool:
 
 
 def has_only_begun(output: Path) -> bool:
-    """Whether an output folder holds nothing but what a hardening run writes before its first outer step."""
+    """Whether an output folder holds nothing but what a job writes before the long work begins."""
     readable = os.path.isdir(output) and os.access(output, os.R_OK | os.X_OK)
-    return readable and {entry.name for entry in output.iterdir()} <= BEFORE_TRAINING
+    return readable and {entry.name for entry in output.iterdir()} <= BEFORE_WORK
 
 
 def _check(name: str, option: Option, text: Any) -> None:

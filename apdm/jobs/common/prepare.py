@@ -22,6 +22,7 @@ from apdm.core.libraries import quiet_bars
 from apdm.core.logging import get_logger
 from apdm.data.dataset_photos import DatasetSource, photos_on_disk
 from apdm.export.layout import CONFIG
+from apdm.jobs.common.first_checks import has_only_begun
 
 logger = get_logger(__name__)
 
@@ -117,9 +118,14 @@ def keep_apart(folders: Mapping[str, str], *, output_dir: str, class_data_dir: s
 
 
 def goes_on(config: Resumable) -> bool:
-    """Whether the output folder is that of an earlier run with the same options, which this run continues."""
-    note = Path(config.output_dir) / CONFIG
-    return (note.parent / MARKER).exists() and has_same_options(note, resolved(config))
+    """Whether the output folder is that of an earlier run with the same options, which this run continues.
+
+    The options of a run that ended before its long work began may differ, because nothing of its work is there.
+    """
+    output = Path(config.output_dir)
+    return (output / MARKER).exists() and (
+        has_only_begun(output) or has_same_options(output / CONFIG, resolved(config))
+    )
 
 
 def resolved(config: Resumable) -> str:
