@@ -34,8 +34,8 @@ from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.faces.portrait import PortraitFaceScore, PortraitReader
 from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
+from apdm.jobs.hardening.encoding import encode_subjects
 from apdm.jobs.hardening.files import Photos
-from apdm.jobs.hardening.inputs import encode_subjects
 from apdm.jobs.hardening.training import Training
 from apdm.metrics.drift import class_drift
 from apdm.metrics.fidelity import frechet_distance

@@ -17,8 +17,8 @@ from apdm.data.separate_photos import Role
 from apdm.export.leaks import scan_for_leaks
 from apdm.families import load_family
 from apdm.families.encoding import encode_images
+from apdm.jobs.hardening.encoding import encode_subjects
 from apdm.jobs.hardening.files import Photos, read_files
-from apdm.jobs.hardening.inputs import encode_subjects
 
 SHORT = {"audit.enabled": "false", "image_layer.enabled": "false", "max_train_steps": 2, "validation.steps": 0}
 

@@ -1,6 +1,7 @@
 """The parts of `apdm harden`, in the order of the run.
 
-files, inputs                what is read: first what needs no model, then all of it, checked and encoded
+files, inputs                what is read and checked: first what needs no model, then all of it
+encoding                     photos and prompts become latents and embeddings, once for the whole run
 plan                         what the run says before its long work
 engine_options               whether the launched engine supports the options
 partners                     the pictures that the model may draw in place of protected photos

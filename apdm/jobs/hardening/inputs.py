@@ -12,7 +12,6 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from apdm.attacks import Purifier
 from apdm.attacks.purify import check_purifier
 from apdm.attacks.registry import make_purifier
 from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
@@ -28,7 +27,7 @@ from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.export.layout import CONFIG, IMAGES, MODEL, PERTURBATION, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
-from apdm.families import Family, Posterior
+from apdm.families import Family
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
@@ -42,7 +41,8 @@ from apdm.jobs.common.class_pictures import (
 from apdm.jobs.common.first_checks import has_only_begun
 from apdm.jobs.hardening import checkpoint as checkpoints
 from apdm.jobs.hardening.checkpoint import Checkpoint
-from apdm.jobs.hardening.files import HardenFiles, Photos, read_files
+from apdm.jobs.hardening.encoding import encode_subjects
+from apdm.jobs.hardening.files import HardenFiles, read_files
 from apdm.jobs.hardening.final_audit import final_plan
 from apdm.jobs.hardening.partners import draw_partners
 from apdm.jobs.hardening.validation import pictures_of_validation
@@ -362,51 +362,3 @@ def check_harden_prompts(config: HardenConfig, base: Family) -> None:
         "variety.instance_prompts": config.variety.instance_prompts,
     }
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
-
-
-def encode_subjects(
-    config: HardenConfig, base: Family, photos: Photos, class_images: Posterior
-) -> dict[str, list[SubjectData]]:
-    """Encode photos and prompts to latents and embeddings, once for the whole run.
-
-    Args:
-        config: the options. `config.variety` lists further prompts, and changes to the photos.
-        photos: the photos of the people, perhaps with captions.
-        class_images: latents of the class pictures.
-
-    Returns:
-        {subject id: variants of the subject's latents and prompts}, one variant for each pair of a change and a prompt.
-        The first variant has unchanged photos and the instance prompt. Captions, one for each photo, count as a prompt.
-    """
-    prompts = [config.instance_prompt, *config.variety.instance_prompts, config.class_prompt]
-    *instance_prompts, class_prompt = base.encode_prompts(prompts).float().split(1)
-    held = config.preservation.anchor_prompts
-    anchor_prompts = base.encode_prompts(["", *held]).float() if held else None
-    changes = [None, *map(make_purifier, config.variety.photos)]
-
-    def encode(images: Tensor, change: Purifier | None) -> Posterior:
-        if change is not None:
-            images = change(to_unit(images), base, config.seed) * 2 - 1
-        return encode_images(base, images, batch_size=config.sample_batch_size)
-
-    subjects: dict[str, list[SubjectData]] = {}
-    for subject, images in photos.instance.items():
-        subjects[subject], prompts_of_subject = [], list(instance_prompts)
-        if captions := photos.captions.get(subject):
-            prompts_of_subject.append(base.encode_prompts(captions).float())
-        for change in changes:
-            instance = encode(images, change)
-            safe = encode(photos.safe[subject], change) if subject in photos.safe else None
-            subjects[subject] += [
-                SubjectData(
-                    instance=instance,
-                    prior=class_images,
-                    instance_prompt=prompt,
-                    class_prompt=class_prompt,
-                    draw_timesteps=base.draw_timesteps,
-                    positive=safe,
-                    anchor_prompts=anchor_prompts,
-                )
-                for prompt in prompts_of_subject
-            ]
-    return subjects
