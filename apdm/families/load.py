@@ -17,6 +17,7 @@ from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError, first_line, loading_mend
 from apdm.core.libraries import bars_as_before, quiet_bars
 from apdm.core.logging import get_logger
+from apdm.core.terminal import count
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
     check_parts,
@@ -353,4 +354,5 @@ def _check_loaded(where: Path, weights: Mapping[str, Tensor]) -> None:
 
 def _refuse_missing(where: Path, names: list[str]) -> None:
     if names:
-        raise UserError(f"the weights in {where} lack {len(names)} tensors, for example {names[0]}; copy them anew")
+        lacking = count(len(names), "tensor")
+        raise UserError(f"the weights in {where} lack {lacking}, for example {names[0]}; copy them anew")

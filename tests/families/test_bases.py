@@ -270,7 +270,7 @@ def test_a_vae_without_the_statistics_of_its_latents_is_refused(copied):
     assert "vae has values in bn.running_var that are no numbers" in refusal(folder)
     del weights["bn.running_mean"]
     save_file(weights, folder / VAE, metadata={"format": "pt"})
-    assert "vae lack 1 tensors, for example bn.running_mean" in refusal(folder)
+    assert "vae lack 1 tensor, for example bn.running_mean" in refusal(folder)
     AutoencoderTiny(latent_channels=16).save_pretrained(folder / "vae")
     edit(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     assert "no statistics to normalise latents with; use the VAE of FLUX.2" in refusal(folder)

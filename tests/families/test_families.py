@@ -373,7 +373,7 @@ def test_weights_with_a_tensor_missing_are_a_user_error_and_not_random(copied, p
     weights = load_file(path)
     del weights[sorted(weights)[3]]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=f"{part} lack 1 tensors"):
+    with pytest.raises(UserError, match=f"{part} lack 1 tensor"):
         load_family(copied)
 
 
