@@ -56,7 +56,7 @@ def free_memory() -> None:
     """Free the memory of objects that are no longer used, on the CPU and on the accelerator."""
     gc.collect()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is not None:  # not torch.accelerator's own function, which some releases fail in on MPS
+    if accelerator is not None:  # torch.accelerator.empty_cache fails on MPS in some releases
         getattr(torch.get_device_module(accelerator), "empty_cache", gc.collect)()
 
 
