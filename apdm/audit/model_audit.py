@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import partial
 
 from apdm.audit.cells.class_pictures import (
     AGAIN,
@@ -22,7 +22,7 @@ from apdm.audit.results.budgets import budget_table
 from apdm.audit.results.common import SCHEMA
 from apdm.audit.results.models import HeadlineCost, Measurements, Results
 from apdm.audit.results.rows import comparison, other_people, with_row_figures
-from apdm.audit.results.store import CellStore
+from apdm.audit.results.store import CellStore, KeptPictures
 from apdm.audit.search import run_search
 from apdm.audit.verdict import judge, judge_attacks, worst_attack
 from apdm.core.pictures import to_unit
@@ -39,7 +39,7 @@ def attack_and_judge(
     trials: CellStore | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
     afterwards: int = 0,
-) -> tuple[Results, dict[str, Tensor]] | None:
+) -> tuple[Results, KeptPictures] | None:
     """Attack all models with the photos of all people and with all seeds, and judge the result.
 
     Hardening should prevent the likeness that an attack reaches on the base after the nominal steps. So every attack
@@ -83,7 +83,7 @@ def attack_and_judge(
     if done is None:
         return None
     rows, pictures = with_row_figures(done[0]), done[1]
-    drawn = {name: class_pictures(key, store) for name, key in classes.items()}
+    drawn = KeptPictures({name: partial(class_pictures, key, store) for name, key in classes.items()})
     measured = Measurements(
         schema=SCHEMA,
         command=plan.command,
@@ -124,10 +124,10 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
     )
 
 
-def _class_and_photos(plan: AuditPlan, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+def _class_and_photos(plan: AuditPlan, drawn: KeptPictures) -> KeptPictures:
     """Class pictures that start from the same noise, and with `plan.show_photos` the protected people's photos."""
-    pictures = {"class/base": drawn[AGAIN]}
-    pictures |= {f"class/{name}": drawn[name] for name in plan.attacked if name != "base"}
+    shown = {"base": AGAIN} | {name: name for name in plan.attacked if name != "base"}
+    pictures = {f"class/{model}": partial(drawn.__getitem__, name) for model, name in shown.items()}
     if plan.show_photos:
-        pictures |= {f"photos/{person.id}": to_unit(person.photos) for person in plan.subjects.protected}
-    return pictures
+        pictures |= {f"photos/{person.id}": partial(to_unit, person.photos) for person in plan.subjects.protected}
+    return KeptPictures(pictures)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.class_pictures import (
     class_keys,
@@ -23,7 +21,7 @@ from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.results.common import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
 from apdm.audit.results.file import AnyResults, in_shape, read_content, read_results
 from apdm.audit.results.models import AttackRow
-from apdm.audit.results.store import CellStore
+from apdm.audit.results.store import CellStore, KeptPictures
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.core.versions import package_versions
@@ -90,7 +88,7 @@ def attack_one_model(
     processes: ProcessGroup,
     keep: Callable[[Cell, Family], None] | None,
     again: Callable[[Cell], bool],
-) -> tuple[AttackResults, dict[str, Tensor]] | None:
+) -> tuple[AttackResults, KeptPictures] | None:
     """Run the attacks of a plan on its only model.
 
     Args:

@@ -11,9 +11,9 @@ without it. Each attack runs once for every seed of the audit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle, islice, product
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from apdm.audit.photo_verdict import judge_photo_attacks
 from apdm.audit.results.photos import ImageLayer, PhotoAttackRow
 from apdm.audit.results.picture_names import photo_picture_name
 from apdm.audit.results.schema import from_json, to_json
-from apdm.audit.results.store import CellStore, key_of, tensor_hash
+from apdm.audit.results.store import CellStore, KeptPictures, key_of, tensor_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
@@ -99,7 +99,7 @@ class PhotoAudit:
 
     def run(
         self, store: CellStore, processes: ProcessGroup = SINGLE_PROCESS
-    ) -> tuple[list[PhotoAttackRow], dict[str, Tensor]] | None:
+    ) -> tuple[list[PhotoAttackRow], KeptPictures] | None:
         """Attack with the clean and the protected photos of all people. If an attack fails, its row says so.
 
         Args:
@@ -295,7 +295,7 @@ def attack_and_judge_photos(
     strangers: Mapping[str, StrangersLikeness],
     store: CellStore,
     processes: ProcessGroup,
-) -> tuple[ImageLayer, dict[str, Tensor]] | None:
+) -> tuple[ImageLayer, KeptPictures] | None:
     """Attack with clean and protected photos, and judge each attack.
 
     Args:
@@ -319,26 +319,31 @@ def attack_and_judge_photos(
     return ImageLayer(**vars(photos.perturbation), attacks=rows, by_attack=outcomes, misled_judges=misled), pictures
 
 
-def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow], dict[str, Tensor]]:
-    rows, pictures = [], {}
+def _collect(keys: Iterable[str], store: CellStore) -> tuple[list[PhotoAttackRow], KeptPictures]:
+    rows: list[PhotoAttackRow] = []
+    pictures: dict[str, Callable[[], Tensor]] = {}
     for key in keys:
         content, drawn = store.load(key)
         row = from_json(PhotoAttackRow, content, f"{store.folder.name}/{key}")
         rows.append(row)
         if DRAWN in drawn:
-            pictures[photo_picture_name(row)] = drawn[DRAWN]
-    return rows, pictures
+            pictures[photo_picture_name(row)] = partial(drawn.__getitem__, DRAWN)
+    return rows, KeptPictures(pictures)
 
 
-def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> dict[str, Tensor]:
+def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> KeptPictures:
     """Return the photos of all people, and their changes, for a report that may show them.
 
     Returns:
         {name: pictures [N, 3, R, R] in [0, 1]}, see `apdm.audit.results.picture_names`.
     """
-    pictures = {}
+    pictures: dict[str, Callable[[], Tensor]] = {}
     for person, pair in pairs.items():
-        pictures[f"layer/original/{person}"] = to_unit(pair.clean)
-        pictures[f"layer/shipped/{person}"] = to_unit(pair.protected)
-        pictures[f"layer/difference/{person}"] = 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2
-    return pictures
+        pictures[f"layer/original/{person}"] = partial(to_unit, pair.clean)
+        pictures[f"layer/shipped/{person}"] = partial(to_unit, pair.protected)
+        pictures[f"layer/difference/{person}"] = partial(_difference, pair)
+    return KeptPictures(pictures)
+
+
+def _difference(pair: PhotoPair) -> Tensor:
+    return 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2

@@ -22,8 +22,9 @@ def to_array(image: Tensor) -> NDArray[np.uint8]:
 
 
 def as_images(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Return 8-bit RGB pixels `[N, H, W, 3]` as images `[N, 3, H, W]` in [0, 1], float32."""
-    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255
+    """Return 8-bit RGB pixels `[N, H, W, 3]` as images `[N, 3, H, W]` in [0, 1], float32 and contiguous."""
+    whole = torch.as_tensor(pixels).permute(0, 3, 1, 2)
+    return whole.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # of many pictures, one copy
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
         plan = replace(plan, **options)
         with TemporaryDirectory() as folder:
             done = attack_and_judge(plan, prior, store=store or CellStore(Path(folder)), afterwards=afterwards)
-        assert done is not None
-        return to_json(done[0]), done[1]
+            assert done is not None
+            return to_json(done[0]), dict(done[1])
 
     return run

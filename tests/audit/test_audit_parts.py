@@ -54,6 +54,17 @@ def test_a_cell_comes_back_as_it_was_with_its_pictures_in_eight_bits(tmp_path: P
     assert torch.equal(pictures["attacked"], (images * 255).round() / 255)
 
 
+def test_the_row_of_a_cell_is_read_without_its_pictures(tmp_path: Path):
+    """Those of all cells together may be more than the memory holds."""
+    store = CellStore(tmp_path)
+    store.save("k", {"status": "ok"}, {"attacked": torch.rand(3, 3, 5, 7)})
+    (tmp_path / "k" / "attacked.png").unlink()
+    row, pictures = store.load("k")
+    assert row == {"status": "ok"} and "attacked" in pictures and "course" not in pictures
+    with pytest.raises(FileNotFoundError):
+        pictures["attacked"]
+
+
 def test_large_pictures_of_a_course_are_scaled_and_small_ones_kept():
     images = torch.rand(2, 3, 40, 60)
     assert at_most(images, 60) is images

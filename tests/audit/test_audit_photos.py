@@ -140,8 +140,8 @@ def attack_photos(
         store = store or CellStore(Path(folder))
         audit.tidy(store)
         done = audit.run(store)
-    assert done is not None
-    return done
+        assert done is not None
+        return done[0], dict(done[1])
 
 
 def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,9 @@ from apdm.audit.results.file import write_results
 from apdm.audit.results.models import Results
 from apdm.audit.results.picture_names import COURSE, picture_name
 from apdm.audit.results.schema import from_json
+from apdm.audit.results.store import KeptPictures
 from apdm.cli import main
+from apdm.core.pictures import read_grid
 from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.jobs.auditing.picture_sheets import (
     attack_folder,
@@ -115,6 +118,20 @@ def test_sheets_are_cut_into_the_pictures_that_they_were_made_of(tmp_path: Path)
         assert [one.tobytes() for one in again] == [one.tobytes() for one in saved]
 
 
+def test_of_many_large_pictures_one_set_is_in_memory_at_a_time_and_what_is_shown_is_small(tmp_path: Path) -> None:
+    """An audit of large pictures draws more than fit into the memory, so they are read when they are saved."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    def read() -> torch.Tensor:
+        assert len(alive) <= 1  # the set before, which the loop still holds
+        alive.add(images := torch.rand(8, 3, 512, 512))
+        return images
+
+    saved = save_pictures(KeptPictures({f"attack/base/s01/{seed}": read for seed in range(4)}), tmp_path)
+    assert {image.size for images in saved.values() for image in images} == {(384, 384)}
+    assert {len(images) for images in saved.values()} == {6}
+
+
 def test_pictures_are_not_taken_from_elsewhere(output: Path) -> None:
     content = json.loads((output / "results.json").read_text())
     save_pictures({"a/b/c/9": torch.rand(1, 3, SIDE, SIDE)}, output / "private")
@@ -191,7 +208,7 @@ def test_the_pictures_of_attacks_on_one_model_come_back_as_they_were_saved(tmp_p
     after, course = shades[:5], shades[5:].unflatten(0, (2, steps))
     attacks = cast(Any, SimpleNamespace(attacks=[row]))
     saved, sheets = save_attack_pictures(attacks, {name: after, f"{COURSE}/{name}": course}, tmp_path)
-    assert {Path(sheet).name: image.size for sheet, image in sheets.items()} == {
+    assert {Path(name).name: read_grid(file).size for name, file in sheets.items()} == {
         "after": (4 * 16, 2 * 16),
         "course": (steps * 16, 2 * 16),
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from apdm.audit.cells.cell import Cell, make_cell
 from apdm.audit.cells.runner import CellRunner
@@ -17,13 +16,14 @@ from apdm.audit.inputs.suites import Entry
 from apdm.audit.results.models import AttackRow, PersonRole
 from apdm.audit.results.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.results.schema import from_json, to_json
-from apdm.audit.results.store import CellStore, tensor_hash
+from apdm.audit.results.store import CellStore, KeptPictures, tensor_hash
 from apdm.core.errors import Interrupted
 from apdm.core.signals import Stop, stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from tqdm.auto import tqdm
 
 POLL_SECONDS = 0.2
@@ -58,7 +58,7 @@ class Matrix:
 
     def run(
         self, runner: CellRunner, store: CellStore, processes: ProcessGroup, *, afterwards: int = 0
-    ) -> tuple[list[AttackRow], dict[str, Tensor]] | None:
+    ) -> tuple[list[AttackRow], KeptPictures] | None:
         """Run the cells. A process that is free takes the next one. Finished cells are kept in the store.
 
         Args:
@@ -115,17 +115,23 @@ class Matrix:
         if not bar.disable:
             bar.update(sum(cell.steps for cell in self.cells if cell.key in store) - bar.n)
 
-    def _collect(self, store: CellStore) -> tuple[list[AttackRow], dict[str, Tensor]]:
-        rows, shown = [], {}
+    def _collect(self, store: CellStore) -> tuple[list[AttackRow], KeptPictures]:
+        rows: list[AttackRow] = []
+        shown: dict[str, Callable[[], Tensor]] = {}
         for cell in self.cells:
             content, pictures = store.load(cell.key)
             row = from_json(AttackRow, content, f"{store.folder.name}/{cell.key}")
             rows.append(row)
             name = picture_name(row, self.cells[0].entry.spec)
             if "attacked" in pictures:
-                shown[name] = pictures["attacked"]
+                shown[name] = partial(pictures.__getitem__, "attacked")
             if "course" in pictures:  # cells of older versions have none
-                shown[f"{COURSE}/{name}"] = pictures["course"].unflatten(0, (len(row.curve), -1)).transpose(0, 1)
+                shown[f"{COURSE}/{name}"] = partial(_course, pictures, len(row.curve))
             if "attention" in pictures:
-                shown[f"{ATTENTION}/{name}"] = pictures["attention"]
-        return rows, shown
+                shown[f"{ATTENTION}/{name}"] = partial(pictures.__getitem__, "attention")
+        return rows, KeptPictures(shown)
+
+
+def _course(pictures: KeptPictures, steps: int) -> Tensor:
+    """The pictures of each measured step, [pictures, steps, 3, H, W]."""
+    return pictures["course"].unflatten(0, (steps, -1)).transpose(0, 1)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,33 @@ def tensor_hash(*tensors: Tensor | None) -> str:
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class KeptPictures(Mapping[str, Tensor]):
+    """Pictures by name, which are read anew whenever they are asked for, and not kept.
+
+    The pictures of an audit are no more than a disk holds, and may be more than a memory does: 60 pictures of 1024
+    pixels, as one attack draws them, are 0.75 GB.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        """Args: readers: {name: returns the pictures, [N, 3, H, W] in [0, 1]}."""
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __or__(self, other: KeptPictures) -> KeptPictures:
+        return KeptPictures({**self._readers, **other._readers})
 
 
 class CellStore:
@@ -90,11 +118,11 @@ class CellStore:
             (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
         (self.folder / f"{key}{CLAIM}").unlink(missing_ok=True)
 
-    def load(self, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def load(self, key: str) -> tuple[dict[str, Any], KeptPictures]:
         """What was saved under `key`: the row, and the pictures rounded to 8 bits."""
-        record = _read_record(self.folder / key)
-        pictures = {name: _cut(self.folder / key / f"{name}.png", count) for name, count in record["pictures"].items()}
-        return record["row"], pictures
+        record, folder = _read_record(self.folder / key), self.folder / key
+        counts = record["pictures"].items()
+        return record["row"], KeptPictures({name: partial(_cut, folder / f"{name}.png", n) for name, n in counts})
 
     def ready(self, *, again: Callable[[Mapping[str, Any]], bool]) -> None:
         """Make the store ready for cells whose keys are not known beforehand.
@@ -160,4 +188,4 @@ def _read_record(cell: Path) -> dict[str, Any]:
 def _cut(path: Path, count: int) -> Tensor:
     """Read a strip of `count` pictures as [count, 3, H, W] in [0, 1]."""
     pixels = np.array(read_grid(path))  # [H, count * W, 3]
-    return as_images(pixels.reshape(len(pixels), count, -1, 3).swapaxes(0, 1)).contiguous()
+    return as_images(pixels.reshape(len(pixels), count, -1, 3).swapaxes(0, 1))

@@ -28,7 +28,7 @@ from apdm.core.files import list_files
 from apdm.core.pictures import grid, read_grid, save_png, to_pil
 from apdm.export.layout import PICTURES
 from apdm.report.attack_page import AttackPictures, title_of
-from apdm.report.pictures import Pictures
+from apdm.report.pictures import Pictures, as_shown
 from apdm.report.strips import course_sheets, strip_image, strips
 
 AFTER = "after"  # the sheet of the pictures after an attack on one model
@@ -38,20 +38,24 @@ WHITE = ((255, 255),) * 3  # lowest and highest value of each channel
 
 
 def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
-    """Save pictures as one sheet for each name, and return them for the report.
+    """Save pictures as one sheet for each name, and return what the report shows of them.
+
+    They are read one name after another, because those of a whole audit may be more than the memory holds.
 
     Args:
         pictures: {name: [N, 3, H, W] in [0, 1]}, or [rows, columns, 3, H, W] for a sheet of so many rows and columns.
         output: the folder of results.json.
     """
+    found = {}
     for name, images in pictures.items():
-        columns = COLUMNS if images.ndim == 4 else images.shape[1]
-        save_png(grid(images.flatten(0, -4), columns), output / PICTURES / f"{name}.png")
-    return {name: [to_pil(image) for image in images.flatten(0, -4)] for name, images in pictures.items()}
+        columns, flat = COLUMNS if images.ndim == 4 else images.shape[1], images.flatten(0, -4)
+        save_png(grid(flat, columns), output / PICTURES / f"{name}.png")
+        found[name] = _shown(name, [to_pil(image) for image in flat])
+    return found
 
 
 def read_pictures(results: AnyResults, output: Path) -> Pictures:
-    """Read what `save_pictures` saved, as far as a report shows it.
+    """Read what `save_pictures` saved, and return what it returned, as far as a report shows it.
 
     Args:
         results: the results that were saved with the pictures.
@@ -75,13 +79,13 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
     chosen |= {name: sheets[name] for name in sorted(others) if name.split("/")[0] not in (COURSE, STRIPS)}
     if isinstance(results, Results):
         chosen |= {name: sheets.get(name) for name in ("class/base", "class/hardened")}
-    found = {name: [] if sheet is None else _cut(sheet) for name, sheet in chosen.items()}
+    found = {name: [] if sheet is None else _shown(name, _cut(sheet)) for name, sheet in chosen.items()}
     return found | {name: _cut(sheets[name], columns) for name, columns in courses.items() if name in sheets}
 
 
 def save_attack_pictures(
     results: AttackResults, pictures: Mapping[str, Tensor], output: Path
-) -> tuple[dict[str, AttackPictures], dict[str, Image.Image]]:
+) -> tuple[dict[str, AttackPictures], dict[str, Path]]:
     """Save the pictures of `apdm attack`: after each attack, and of its course, a line for each noise.
 
     Args:
@@ -89,22 +93,26 @@ def save_attack_pictures(
         output: the folder of attack.json.
 
     Returns:
-        {title of a row: its pictures}, and {name of a sheet: the sheet}.
+        {title of a row: what the page shows of its pictures}, and {name of a sheet: its file}.
     """
     found, sheets = {}, {}
+
+    def save(name: str, sheet: Image.Image) -> Path:
+        path = output / PICTURES / f"{name}.png"
+        save_png(sheet, path)
+        return path
+
     for row in results.attacks:
         name, folder = picture_name(row, results.attacks[0].spec), attack_folder(row)
         after, course = pictures.get(name), pictures.get(f"{COURSE}/{name}")
         if after is not None:
-            sheets[f"{folder}/{AFTER}"] = grid(after, COLUMNS)
+            sheets[f"{folder}/{AFTER}"] = save(f"{folder}/{AFTER}", grid(after, COLUMNS))
         if course is not None:
-            sheets[f"{folder}/{COURSE}"] = grid(course.flatten(0, 1), course.shape[1])
+            sheets[f"{folder}/{COURSE}"] = save(f"{folder}/{COURSE}", grid(course.flatten(0, 1), course.shape[1]))
         found[title_of(row)] = AttackPictures(
-            after=[] if after is None else list(map(to_pil, after)),
+            after=[] if after is None else as_shown(list(map(to_pil, after))),
             course=[] if course is None else [list(map(to_pil, line)) for line in course],
         )
-    for name, sheet in sheets.items():
-        save_png(sheet, output / PICTURES / f"{name}.png")
     return found, sheets
 
 
@@ -123,7 +131,7 @@ def read_attack_pictures(results: AttackResults, output: Path) -> tuple[dict[str
     for row in results.attacks:
         after, course = (f"{attack_folder(row)}/{name}" for name in (AFTER, COURSE))
         if row.identity:
-            found[after] = _cut(sheets[after]) if after in sheets else []
+            found[after] = as_shown(_cut(sheets[after])) if after in sheets else []
         if row.curve:
             found[course] = _cut(sheets[course], len(row.curve)) if course in sheets else []
         flat, steps = found.get(course, []), len(row.curve)
@@ -141,6 +149,11 @@ def save_strips(results: Results, pictures: Pictures, output: Path) -> None:
     """Save the strip of each attack as a picture of its own, `strips/<attack>.png` among the audit's pictures."""
     for spec, strip in strips(results, pictures).items():
         save_png(strip_image(strip), output / PICTURES / STRIPS / f"{file_name(spec)}.png")
+
+
+def _shown(name: str, images: list[Image.Image]) -> list[Image.Image]:
+    """What a report shows of some pictures. The course of an attack is small, and strips choose from all of it."""
+    return images if name.startswith(f"{COURSE}/") else as_shown(images)
 
 
 def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:

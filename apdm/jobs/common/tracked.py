@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 
-from PIL import Image
-
 from apdm.attacks.registry import without_words
 from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import Verdict
@@ -22,7 +20,7 @@ from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.config import AuditingConfig, PerturbConfig
 from apdm.core.errors import first_line
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_pil, to_unit
+from apdm.core.pictures import read_grid, to_pil, to_unit
 from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import IMAGES
@@ -62,8 +60,8 @@ def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, repor
     """Send the figures, pictures and report of a finished audit to a tracker.
 
     Args:
-        pictures: the audit's pictures by name; those of the class show no protected person. Of the course of the
-            attacks only the strips are sent.
+        pictures: what the report shows of the audit's pictures, by name; those of the class show no protected person.
+            Of the course of the attacks only the strips are sent.
     """
     with kept_without(tracker, f"all results are in {report.parent}"):
         if isinstance(results, Results):
@@ -78,15 +76,16 @@ def track_audit(tracker: Tracker, results: AnyResults, pictures: Pictures, repor
         tracker.page("audit/report", report)
 
 
-def track_attack(tracker: Tracker, results: AttackResults, sheets: Mapping[str, Image.Image], report: Path) -> None:
+def track_attack(tracker: Tracker, results: AttackResults, sheets: Mapping[str, Path], report: Path) -> None:
     """Send the likeness curves of attacks on one model to a tracker; the pictures and the page if it may show people.
 
     Args:
-        sheets: the sheets of pictures by name. All come from attacks on people.
+        sheets: the files of the sheets of pictures by name. All come from attacks on people.
     """
     with kept_without(tracker, f"all results are in {report.parent}"):
         tracker.curves(likeness_curves(results), axis=AXIS)
-        tracker.pictures({f"attack/{name}": [sheet] for name, sheet in sheets.items()}, of_people=True)
+        for name, sheet in sheets.items():
+            tracker.pictures({f"attack/{name}": [read_grid(sheet)]}, of_people=True)
         tracker.page("attack/report", report)
 
 

@@ -23,6 +23,7 @@ from apdm.audit.results.models import Results
 from apdm.audit.results.schema import from_json
 from apdm.cli import main
 from apdm.core.errors import UserError
+from apdm.core.pictures import save_png
 from apdm.distributed.trackers import Tracker
 from apdm.export.leaks import scan_for_leaks
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
@@ -159,8 +160,9 @@ def test_figures_of_protected_photos_are_means_without_what_was_not_measured() -
 @pytest.mark.parametrize("shows_people", [False, True])
 def test_an_attack_on_one_model_shows_people_only_if_asked_for(tmp_path: Path, shows_people: bool) -> None:
     PartialState()
+    save_png(picture(1), sheet := tmp_path / "after.png")
     with Tracker("tensorboard", tmp_path / "logs", shows_people=shows_people) as tracker:
-        track_attack(tracker, cast(Any, RESULTS), {"lora/s01/after": picture(1)}, tmp_path / "report.html")
+        track_attack(tracker, cast(Any, RESULTS), {"lora/s01/after": sheet}, tmp_path / "report.html")
     read = events(tmp_path / "logs")
     assert read.Tags()["images"] == ["attack/lora/s01/after"] * shows_people
     assert [one.step for one in read.Scalars("likeness/dreambooth/base/enc-a")] == [0, 100]
