@@ -29,7 +29,7 @@ def as_images(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
 
 def to_unit(images: Tensor) -> Tensor:
     """Return images in [-1, 1], as models see them, as images in [0, 1], as judges and files have them."""
-    return (images / 2 + 0.5).clamp(0, 1)
+    return images.div(2).add_(0.5).clamp_(0, 1)  # one copy: 200 pictures of 1024 pixels are 2.5 GB
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -192,8 +192,9 @@ def _alike_or_mirrored(one: Tensor, other: Tensor) -> Tensor:
 
 def _thumbnails(images: Tensor) -> Tensor:
     """Return small versions of photos without colours: `[N, 3, R, R]` becomes `[N, 1, T, T]`."""
-    grey = (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-    return adaptive_avg_pool2d(grey, FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS)
+    luma, cells = images.new_tensor(LUMA)[:, None, None], FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS
+    small = [adaptive_avg_pool2d((image * luma).sum(dim=0, keepdim=True), cells) for image in images]
+    return torch.stack(small)  # one after another, because all photos may take much of the memory already
 
 
 def _alike(one: Tensor, other: Tensor) -> Tensor:

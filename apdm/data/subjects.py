@@ -192,9 +192,15 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
     if not paths:
         raise UserError("there are no photos to load")
     size = (resolution, resolution)
-    squares = each(paths, lambda path: ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS))
-    pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
+
+    def read(path: Path) -> Tensor:
+        return torch.from_numpy(np.array(ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS)))
+
+    squares = each(paths, read)
+    images = torch.empty(len(squares), 3, *size)  # filled in place: 200 pictures of 1024 pixels are 2.5 GB
+    for image, square in zip(images, squares, strict=True):
+        image.copy_(square.permute(2, 0, 1))
+    return images.div_(127.5).sub_(1.0)
 
 
 def read_image(path: Path) -> Image.Image:
