@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from apdm.core.disk import require_disk
 from apdm.core.files import list_files, write_beside, write_text
-from apdm.export.metadata import write_metadata
+from apdm.export.metadata import facts_in, write_metadata
 from apdm.export.pipeline import export_size
 from apdm.families import Family
 
@@ -27,13 +27,14 @@ In diffusers, `DiffusionPipeline.from_pretrained` loads this folder.
 """
 
 
-def export_attacked(model: Family, folder: Path, *, attack: str, base: str) -> None:
+def export_attacked(model: Family, folder: Path, *, attack: str, base: str, cell: str) -> None:
     """Write the pipeline of an attacked model, completely or not at all. An existing folder is replaced.
 
     Args:
         model: the attacker's model. Its adapters are merged into a copy of the weights.
         attack: the text that names the attack and its options, without prompts.
         base: sha256 of the attacked model's weights.
+        cell: key of the attack, which `attacked_by` returns.
 
     Raises:
         UserError: the disk has too little space.
@@ -45,8 +46,14 @@ def export_attacked(model: Family, folder: Path, *, attack: str, base: str) -> N
         pipeline.save_pretrained(partial, safe_serialization=True)
         for path in list_files(partial):
             if path.suffix == ".safetensors":
-                write_metadata(path, {"apdm.output_of_attack": attack, "apdm.base_sha256": base})
+                facts = {"apdm.output_of_attack": attack, "apdm.base_sha256": base, "apdm.cell": cell}
+                write_metadata(path, facts)
         write_text(partial / "README.md", CARD.format(attack=attack, base=base))
+
+
+def attacked_by(folder: Path) -> str | None:
+    """Return the key of the attack whose model lies in a folder; None if there is none, or one that does not say so."""
+    return facts_in(folder).get("cell") if folder.is_dir() else None
 
 
 def _has_adapter(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from apdm.config import AttackConfig
 from apdm.config.prompts import quoted
 from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
-from apdm.core.files import write_json
+from apdm.core.files import delete, list_files, write_json
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
@@ -37,7 +38,7 @@ from apdm.data.separate_photos import Role
 from apdm.distributed.launch import join_processes
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
-from apdm.export.attacked import export_attacked
+from apdm.export.attacked import attacked_by, export_attacked
 from apdm.export.layout import ATTACK, ATTACKED_MODELS, CELLS, LIKENESS, REPORT
 from apdm.export.pipeline import export_size
 from apdm.families import Family
@@ -209,7 +210,7 @@ def sizes(config: AttackConfig, plan: AuditPlan) -> dict[str, int]:
     output, work = Path(config.output_dir), work_of(plan)
     parts = {"pictures": work.pictures_size(output)}
     if config.save_model:
-        missing = [cell for cell in work.cells if not model_folder(output, cell).is_dir()]
+        missing = [cell for cell in work.cells if not _has_model(output, cell)]
         parts["attacked models"] = len(missing) * export_size(plan.models["base"])
     return parts
 
@@ -219,17 +220,34 @@ def model_folder(output: Path, cell: Cell) -> Path:
     return output / ATTACKED_MODELS / file_name(cell.entry.spec) / cell.person.id
 
 
+def _has_model(output: Path, cell: Cell) -> bool:
+    """Whether the attacked model of a cell is there. One of the same attack with other options or photos is not it."""
+    return attacked_by(model_folder(output, cell)) == cell.key
+
+
+def _delete_other_models(output: Path, cells: Sequence[Cell]) -> None:
+    """Delete attacked models of earlier runs that are of no attack of this run."""
+    ours = {cell.key for cell in cells}
+    for folder in sorted((output / ATTACKED_MODELS).glob("*/*")):
+        if attacked_by(folder) not in ours:
+            delete(folder)
+            if not list_files(folder.parent):
+                delete(folder.parent)
+
+
 def _run(
     config: AttackConfig, plan: AuditPlan, output: Path, processes: ProcessGroup, tracker: Tracker | None
 ) -> AttackResults | None:
     """Run the attacks, and write attack.json, the pictures and the page. The tracker gets them too."""
     plan, drawn, latents = with_class_pictures(config, plan, processes)
+    cells = Matrix.of(plan, plan.entries).cells
+    processes.on_main(lambda: _delete_other_models(output, cells))
     seen = plan.judges.features(to_unit(drawn))
     del drawn  # of large pictures, gigabytes
 
     def keep(cell: Cell, attacked: Family) -> None:
         spec, base = without_words(cell.entry.spec), plan.files["base"].sha256
-        export_attacked(attacked, model_folder(output, cell), attack=spec, base=base)
+        export_attacked(attacked, model_folder(output, cell), attack=spec, base=base, cell=cell.key)
 
     done = attack_one_model(
         plan,
@@ -238,7 +256,7 @@ def _run(
         store=cell_store(output, CELLS, processes, config.reuse_audits),
         processes=processes,
         keep=keep if config.save_model else None,
-        again=lambda cell: config.save_model and not model_folder(output, cell).is_dir(),
+        again=lambda cell: config.save_model and not _has_model(output, cell),
     )
     if done is None:
         return None

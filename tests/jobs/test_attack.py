@@ -150,7 +150,7 @@ def test_a_kept_model_is_the_attacked_model(spec: str, families: Any, tmp_path: 
     prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
     attack = make(spec, **prompts, prior_loss_weight=0.0, max_train_steps=2, learning_rate=0.1)
     attacked = attack.run(family, Material(latents, photos=photos)).model
-    export_attacked(attacked, tmp_path / "model", attack=spec, base="0" * 64)
+    export_attacked(attacked, tmp_path / "model", attack=spec, base="0" * 64, cell="1")
     loaded = type(family)(DiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True))
     prompt = attack.prompt("a photo of sks person")
     told = [model.encode_prompts([prompt]) for model in (attacked, loaded, family)]
@@ -182,6 +182,22 @@ def test_the_same_call_does_nothing_again_unless_a_model_is_missing(
     assert len(list(output.glob("attacked_models/*/s01/README.md"))) == 1 and cells(output) == before
     rows = [json.loads(text)["attacks"] for text in ((output / "attack.json").read_text(), told)]
     assert rows[0] != rows[1] and [lasting(row) for row in rows[0]] == [lasting(row) for row in rows[1]]
+
+
+def test_kept_models_are_those_of_the_attacks_in_the_results(tiny_pipeline: Path, photos: Path, tmp_path: Path) -> None:
+    one, other = "lora:rank=1,max_train_steps=1", "lora:rank=2,max_train_steps=1"
+    given = options(tiny_pipeline, photos, tmp_path / "out", overwrite_output_dir=True)
+
+    def models(**changes: Any) -> dict[str, bytes]:
+        apdm.attack(**given | changes)
+        found = sorted(tmp_path.glob("out/attacked_models/*/s01/unet/*.safetensors"))
+        return {path.parents[2].name: path.read_bytes() for path in found}
+
+    first = models(attack=[one, other], save_model=True)
+    assert len(first) == 2
+    assert models(attack=[one], seed=6) == {}  # a model of seed 5 is not that of this attack
+    (name,) = again = models(attack=[one], seed=6, save_model=True)
+    assert again[name] != first[name]
 
 
 @pytest.mark.parametrize(
