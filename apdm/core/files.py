@@ -99,7 +99,7 @@ def delete(path: Path) -> None:
 
 def flush(path: Path) -> None:
     """Make sure that a file, or every file and folder in a folder, is on the disk (fsync)."""
-    below = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
+    below = sorted(path.rglob("*")) if path.is_dir() else []
     for entry in [*below, path]:
         _flush_entry(entry)
 
@@ -136,7 +136,7 @@ def model_hash(directory: str | Path) -> str:
     root = Path(directory)
     if root.is_file():
         return weights_sha256(root)
-    weights = [path for path in list_files(root) if path.suffix in WEIGHT_SUFFIXES] if root.is_dir() else []
+    weights = [path for path in list_files(root) if path.suffix in WEIGHT_SUFFIXES]
     if not weights:
         raise UserError(f"no model weights in {root}: give a diffusers pipeline folder")
     digest = hashlib.sha256()

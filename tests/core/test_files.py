@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -40,12 +41,52 @@ def test_a_file_is_replaced_whole_and_no_partial_stays(tmp_path: Path) -> None:
     assert content(tmp_path) == {"results.json": "new"}
 
 
+def test_json_is_strict_and_its_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "yet" / "there.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_files_are_listed_in_the_order_of_their_whole_names(tmp_path: Path) -> None:
+    names = ["a-b", "a/x", "a/y", "a0"]
+    for name in reversed(names):
+        files.write_text(tmp_path / name, "")
+    assert list(content(tmp_path)) == names
+
+
 def test_a_folder_is_replaced_whole_and_files_of_the_old_one_do_not_linger(tmp_path: Path) -> None:
     folder = old_folder(tmp_path)
     with files.write_beside(folder, folder=True) as partial:
         (partial / "vae").write_text("new")
         assert content(folder) == {"unet/weights": "old"}
     assert content(tmp_path) == {"model/vae": "new"}
+
+
+def test_all_that_is_new_is_on_the_disk_before_the_old_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a loss of power could leave empty files in the place of the old ones."""
+    done: list[Path] = []
+    sync, rename = os.fsync, os.replace
+
+    def noted_sync(file: int) -> None:
+        sync(file)
+        done.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+
+    def noted_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append(target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    folder = old_folder(tmp_path)
+    with files.write_beside(folder, folder=True) as partial:
+        (partial / "vae").mkdir()
+        (partial / "vae" / "weights").write_text("new")
+    flushed = {partial / "vae" / "weights", partial / "vae", partial}
+    assert set(done[:3]) == flushed and done[3:] == [partial.with_name("model.old"), folder, tmp_path]
 
 
 def test_an_error_in_the_middle_leaves_the_old_folder_whole(tmp_path: Path) -> None:
@@ -140,6 +181,12 @@ def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     assert files.sha256_file(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()
 
 
+def test_the_hash_of_a_model_in_one_file_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    assert files.model_hash(path) == hashlib.sha256(b"weights").hexdigest()
+
+
 def test_the_hash_of_a_model_depends_on_weights_and_their_names_alone(tmp_path: Path) -> None:
     for name, weight in [("a", "1"), ("b", "1"), ("c", "2")]:
         (tmp_path / name / "unet").mkdir(parents=True)
@@ -197,8 +244,20 @@ def test_links_in_a_circle_and_to_nowhere_are_passed_over(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_weights_has_no_model_hash(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model weights"):
-        files.model_hash(tmp_path)
+    for folder in (tmp_path, tmp_path / "not_there"):
+        with pytest.raises(UserError, match="no model weights"):
+            files.model_hash(folder)
+
+
+def test_a_file_a_folder_and_a_link_are_deleted_and_not_what_the_link_leads_to(tmp_path: Path) -> None:
+    kept = old_folder(tmp_path)
+    gone = [tmp_path / name for name in ("file", "folder", "link", "nothing")]
+    gone[0].write_text("x")
+    (gone[1] / "below").mkdir(parents=True)
+    gone[2].symlink_to(kept)
+    for path in gone:
+        files.delete(path)
+    assert list(tmp_path.iterdir()) == [kept] and content(kept) == {"unet/weights": "old"}
 
 
 def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path) -> None:
@@ -210,7 +269,7 @@ def test_a_disk_too_small_is_told_before_the_work(tmp_path: Path) -> None:
 def test_a_new_and_an_empty_output_folder_are_claimed_and_claimed_again(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new/deep", "empty"):
-        assert (files.claim_output_dir(tmp_path / name) / files.MARKER).is_file()
+        assert "made by apdm" in (files.claim_output_dir(tmp_path / name) / files.MARKER).read_text()
         files.claim_output_dir(tmp_path / name)
 
 
@@ -244,8 +303,17 @@ def test_where_a_run_was_stopped_the_way_on_is_told_before_the_way_that_deletes_
 def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="not a folder"):
-            files.claim_output_dir(path)
+        for take in (files.claim_output_dir, lambda path: files.check_output_dir(path, overwrite=True)):
+            with pytest.raises(UserError, match="not a folder"):
+                take(path)
+
+
+def test_a_folder_that_the_system_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 300)
+    with pytest.raises(UserError, match=r"cannot be created \(File name too long\): choose another"):
+        files.claim_output_dir(folder)
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        files.list_files(folder)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ def test_photos_directly_in_the_folder_are_one_subject_s01(tmp_path):
     ]
 
 
+def test_a_folder_without_pictures_beside_photos_is_passed_over(tmp_path):
+    kept = photo(tmp_path / "1.png")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "camera.txt").write_text("x")
+    assert find_subjects(tmp_path) == [Subject("s01", [kept])]
+
+
 def test_safe_partners_follow_the_order_of_their_photos_by_stem(tmp_path):
     for name in ("s/10.png", "s/9.jpg", "s/safe/9.png", "s/safe/10.webp"):
         photo(tmp_path / name)
@@ -70,7 +77,7 @@ def test_hidden_files_and_files_that_are_no_pictures_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "holds no photos"),
+        ([], "holds no photos; put"),
         (["s/notes.txt"], 'subject "s" has no photos'),
         (["a/1.png", "b/.1.png"], 'subject "b" has no photos'),
         (["1.png", "s/1.png"], r"holds loose photos \(.*/1.png\) beside folders with photos \(.*/s\)"),
@@ -86,6 +93,7 @@ def test_hidden_files_and_files_that_are_no_pictures_are_passed_over(tmp_path):
         (["s/1.png", "s/more/2.png"], 'photos in the inner folder "more"'),
         (["s/1.png", "safe/1.png"], "safe belongs to no subject"),
         (["s/1.png", "s/2.heic"], "s/2.heic is of a kind that is not read"),
+        (["s/1.png", "2.heic"], "2.heic is of a kind that is not read"),
         (["s/1.png", "s/2.png", "s/safe/1.png"], 'subject "s" lacks safe/2:'),
         (["s/1.png", "s/safe/1.png", "s/safe/3.png"], 'subject "s" lacks 3:'),
         (["s/1.png", "s/2.png", "s/safe/x.txt"], 'subject "s" lacks safe/1, safe/2:'),
@@ -132,6 +140,10 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
 def test_a_pixel_comes_back_as_minus_1_to_1_in_rgb_order(tmp_path):
     image = load_images([photo(tmp_path / "p.png", color="#ff8000")], 16)
     torch.testing.assert_close(image[0, :, 3, 5], torch.tensor([1.0, 128 / 127.5 - 1, -1.0]), atol=1e-6, rtol=0)
+
+
+def test_a_photo_of_the_smallest_size_is_read(tmp_path):
+    assert corner(photo(tmp_path / "p.png", (16, 16), color="white")) == [255, 255, 255]
 
 
 def test_photos_keep_their_order(tmp_path):
@@ -186,10 +198,11 @@ def test_a_profile_that_is_srgbs_or_none_leaves_every_pixel(tmp_path, profile):
     assert corner(tmp_path / "p.png") == [200, 60, 50]
 
 
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path):
-    Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)).save(tmp_path / "p.png")
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, grey):
+    Image.fromarray(np.full((32, 32), grey * 257, dtype=np.uint16)).save(tmp_path / "p.png")
     assert Image.open(tmp_path / "p.png").mode.startswith("I")
-    assert corner(tmp_path / "p.png") == [128, 128, 128]
+    assert corner(tmp_path / "p.png") == [grey] * 3
 
 
 def test_16_bit_colour_is_scaled_and_not_clipped(tmp_path):
@@ -210,6 +223,7 @@ def test_16_bit_colour_is_scaled_and_not_clipped(tmp_path):
     ("mode", "name", "save"),
     [
         ("RGBA", "p.png", {}),
+        ("RGBA", "p.png", {"icc_profile": swapped_profile()}),
         ("RGBA", "p.webp", {"lossless": True, "exact": True}),
         ("LA", "p.png", {}),
         ("P", "p.png", {"transparency": 0}),
