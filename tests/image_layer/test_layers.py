@@ -19,10 +19,13 @@ from apdm.config.groups.image_layer import (
     PAPConfig,
     ZeroShotConfig,
 )
-from apdm.image_layer.layers import LayeredProtection
+from apdm.faces import Face
+from apdm.faces.portrait import TEMPLATE, PortraitEncoder
+from apdm.image_layer.layers import FineTuningLayer, LayeredProtection, ZeroShotLayer
 from apdm.image_layer.photos import Photo
-from apdm.image_layer.protections import PROTECTIONS
+from apdm.image_layer.protections import PROTECTIONS, make_protection
 from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.zero_shot import FaceModels
 
 FAST: dict[str, Any] = {
     "zero_shot": ZeroShotConfig(enabled=False),
@@ -37,6 +40,20 @@ FAST: dict[str, Any] = {
 
 def layers(**options: Any) -> LayeredProtection:
     return LayeredProtection.from_config(ImageLayerConfig(**{**FAST, **options}), None)
+
+
+class Box:
+    """A detector that finds one face, as large as the photo, and notes the photos' shapes."""
+
+    name, threshold = "box", 0.5
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def detect(self, image: torch.Tensor) -> list[Face]:
+        self.seen.append(tuple(image.shape))
+        height, width = image.shape[1:]
+        return [Face((0.0, 0.0, float(width), float(height)), TEMPLATE * torch.tensor([width, height]), 1.0)]
 
 
 def in_8_bits(task: ProtectionTask) -> list[Photo]:
@@ -87,3 +104,35 @@ def test_class_pictures_are_needed_where_a_surrogate_preserves_the_prior(method:
 def test_a_layer_that_is_asked_for_is_never_left_out_in_silence():
     with pytest.raises(ValueError, match="no face detector"):
         layers(zero_shot=ZeroShotConfig())
+
+
+@pytest.mark.parametrize("order", ["fine_tuning_first", "zero_shot_first"])
+def test_every_option_reaches_its_layer(order: Any) -> None:
+    own = {"step_size": 2e-3, "max_steps": 5, "weights": [0.5], "margin": 0.3, "jitter": 0.01, "momentum": 0.9}
+    shared: dict[str, Any] = {"step_size": 3e-3, "update": "normalised", "batch_size": 3, "greedy_timesteps": True}
+    config = ImageLayerConfig(
+        **shared, epsilon=5 / 255, zero_shot=ZeroShotConfig(**own, epsilon=9 / 255), method="fsmg", order=order
+    )
+    faces = FaceModels(Box(), [PortraitEncoder("portrait-a")])
+    fine_tuning = FineTuningLayer(protection=make_protection(config), epsilon=5 / 255, **shared)
+    zero_shot = ZeroShotLayer(faces=faces, epsilon=9 / 255, batch_size=3, **own)
+    made = LayeredProtection.from_config(config, faces)
+    wanted = (fine_tuning, zero_shot)
+    assert made.layers == (wanted if order == "fine_tuning_first" else wanted[::-1])
+    assert made.epsilon == 9 / 255 and made.total_steps == fine_tuning.total_steps + 5
+
+
+def test_other_photos_are_learnt_only_where_a_folder_of_them_is_given() -> None:
+    assert layers(method="aspl").clean_photos is None
+    given = replace(FAST["aspl"], clean_data_dir="others")
+    learnt = layers(method="aspl", aspl=given).clean_photos
+    assert learnt is not None and learnt.clean_data_dir == "others"
+    assert layers(method="noise").clean_photos is None
+
+
+def test_faces_are_looked_for_in_every_photo(task: ProtectionTask) -> None:
+    detector = Box()
+    config = ImageLayerConfig(method="none", zero_shot=ZeroShotConfig(max_steps=1))
+    protection = LayeredProtection.from_config(config, FaceModels(detector, [PortraitEncoder("portrait-a")]))
+    protection.protect(in_8_bits(task), task)
+    assert detector.seen == [tuple(photo.shape) for photo in task.originals]

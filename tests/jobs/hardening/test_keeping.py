@@ -26,15 +26,15 @@ from apdm.jobs.hardening.training import Counters
 FAULT = CannotWrite("samples/step-00003.png cannot be written: No space left on device; make room")
 
 
-def keeper(output: Path) -> Keeper:
+def keeper(output: Path, *, limit: int | None = None, processes: object = SINGLE_PROCESS) -> Keeper:
     """A keeper of a training with one weight."""
     training: Any = SimpleNamespace(
-        processes=SINGLE_PROCESS,
+        processes=processes,
         facts=asdict,
         engine=SimpleNamespace(working=SimpleNamespace(names=["weight"])),
         sections=lambda: iter([Section("theta", [torch.ones(5)])]),
     )
-    return Keeper(training, output, facts={"base": "0123"}, limit=None, newest=None)
+    return Keeper(training, output, facts={"base": "0123"}, limit=limit, newest=None)
 
 
 @pytest.fixture
@@ -51,6 +51,16 @@ def test_what_is_trained_is_kept_before_another_fault_of_the_disk_ends_the_run(t
     assert kept.newest == tmp_path / "checkpoint-000003"
     facts = Checkpoint.open(kept.newest).facts
     assert (facts["step"], facts["quiet_probes"], facts["base"]) == (3, 1, "0123")
+
+
+def test_only_the_main_process_writes_and_no_more_checkpoints_are_kept_than_asked_for(tmp_path: Path) -> None:
+    other = SimpleNamespace(is_main=False, all_or_raise=lambda write: write())
+    keeper(tmp_path, processes=other).save(Counters(1))
+    assert not list(tmp_path.iterdir())
+    kept = keeper(tmp_path, limit=2)
+    for step in (1, 2, 3):
+        kept.save(Counters(step))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-000002", "checkpoint-000003"]
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -31,11 +31,12 @@ def latents_of_nobody() -> SubjectData:
     )
 
 
-def inputs(*, strangers: int) -> AuditInputs:
+def inputs(*, strangers: int, judges: Judges | None = None) -> AuditInputs:
+    another = Person(id="s00", photos=portraits(8, range(2)) * 2 - 1, references=portraits(8, range(10, 14)) * 2 - 1)
     protected = Person(id="s01", photos=portraits(7, range(2)) * 2 - 1, references=portraits(7, range(10, 14)) * 2 - 1)
     others = torch.cat([portraits(seed, range(1)) for seed in range(30, 30 + strangers)]) * 2 - 1 if strangers else None
-    judges = Judges([PortraitEncoder("portrait-a")], PortraitFaceScore(), None)
-    return AuditInputs(subjects=AuditSubjects([protected], [], others), judges=judges, photo_attacks=None)
+    judges = judges or Judges([PortraitEncoder("portrait-a")], PortraitFaceScore(), None)
+    return AuditInputs(subjects=AuditSubjects([another, protected], [], others), judges=judges, photo_attacks=None)
 
 
 @pytest.mark.parametrize("strangers", [20, 0])
@@ -50,6 +51,18 @@ def test_a_probe_that_mostly_draws_no_face_is_judged_by_the_faces_that_it_draws(
     figures, quiet = probe.measure(drawn)
     assert figures["probe_face_rate"] == faces / 8
     assert quiet is like_strangers
+
+
+def test_a_probe_fails_only_if_no_encoder_exceeds_strangers_by_more_than_the_margin():
+    attack = DreamBooth(instance_prompt="a photo of sks person", class_prompt="a photo of person")
+    judges = Judges([PortraitEncoder("portrait-a"), PortraitEncoder("portrait-b")], None, None)
+    people, drawn = inputs(strangers=0, judges=judges), portraits(7, range(20, 28))
+    figures, _ = Probe(attack, latents_of_nobody(), "s01", people, 0).measure(drawn)
+    low, high = sorted(figures.values())
+    assert set(figures) == {"probe_likeness/portrait-a", "probe_likeness/portrait-b"} and 0 < low < high
+    for margin, like_strangers in ((low / 2, False), ((low + high) / 2, False), (high + 1e-6, True)):
+        probe = Probe(attack, latents_of_nobody(), "s01", people, margin)
+        assert probe.measure(drawn) == (figures, like_strangers)
 
 
 def test_a_probe_attacks_the_first_person_as_the_audit_does():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apdm.config import HardenConfig, make_config
 from apdm.core.pictures import grid
-from apdm.families import Family
+from apdm.families import Family, load_family
 from apdm.jobs.hardening.validation import Validator, pictures_of_validation
 
 PROMPTS = ["a photo of sks person", "a cat"]
@@ -53,6 +53,18 @@ def test_the_same_noise_is_drawn_for_every_prompt_at_every_step_and_other_noise_
     torch.testing.assert_close(probe.images, again)
     assert (tmp_path / "samples/step-00003-probe.png").is_file()
     assert pictures_of_validation(probed) == len(wanted) + len(again)
+
+
+def test_pictures_are_drawn_without_the_dropout_of_training(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    family = load_family(folders("sd15"))
+    for layer in family.denoiser.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.5
+    family.denoiser.train()
+    Validator(config(tmp_path), family, None, None)(1)
+    wanted = family.sample([PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, seed=[7, 8, 7, 8], **DRAWN)
+    sheet = np.asarray(Image.open(tmp_path / "samples/step-00001.png"))
+    assert np.array_equal(sheet, np.asarray(grid(wanted, 2)))
 
 
 def test_without_a_probe_there_are_no_figures(families: Callable[[str], Any], tmp_path: Path) -> None:
