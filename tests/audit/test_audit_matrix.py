@@ -8,6 +8,8 @@ import pytest
 from stored_cells import processes
 from tiny_audit import CONFIG, person, rows_of
 
+from apdm.audit.cells.cell import COURSE_PICTURES
+from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.suites import SUITES, Entry
 from apdm.audit.results.common import ModelFile
 from apdm.audit.results.store import CellStore
@@ -176,6 +178,18 @@ def test_no_more_pictures_are_drawn_or_encoded_at_once_than_asked_for(run_audit,
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def test_of_the_pictures_before_an_attack_only_those_of_the_course_are_kept(run_audit, monkeypatch):
+    """All pictures of all seeds and models together would be gigabytes at 1024 pixels."""
+    runners = []
+    run = CellRunner.run
+    monkeypatch.setattr(CellRunner, "run", lambda self, *given: (runners.append(self), run(self, *given))[1])
+    _, pictures = run_audit(replace(CONFIG, num_images=3))
+    kept = list(runners[0]._untouched.values())
+    assert {len(images) for images, _ in kept} == {COURSE_PICTURES}
+    assert {len(features.detected) for _, features in kept} == {len(pictures["attack/base/s01/0"])} != {COURSE_PICTURES}
+    assert len(pictures["course/attack/base/s01/0"]) == COURSE_PICTURES
 
 
 def test_drift_is_measured_where_somebody_reads_attributes(run_audit):

@@ -19,7 +19,7 @@ from torch.nn import Module
 from apdm.attacks import Material
 from apdm.attacks.parts.batches import probe_loss
 from apdm.audit.cells.attention import identifier_maps
-from apdm.audit.cells.cell import Cell, CellMeasurements
+from apdm.audit.cells.cell import COURSE_PICTURES, Cell, CellMeasurements
 from apdm.audit.cells.judging import References, check_finite, distance_to_class, editing_quality, person_quality
 from apdm.audit.inputs.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.inputs.untrained import Untrained
@@ -60,7 +60,8 @@ class CellRunner:
         self.references = {one.id: References.of(self.judges, one.references) for one in everybody}
         # {(model, person): latents of the person's photos}
         self._encoded: dict[tuple[str, str], Posterior] = {}
-        # {(model, seed, prompts): what the model draws before an attack, and what the judges read from that}
+        # {(model, seed, prompts): the first COURSE_PICTURES pictures that the model draws before an attack, and what
+        # the judges read from all of them, which at 1024 pixels may be 0.7 GB}
         self._untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = {}
 
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
@@ -166,20 +167,21 @@ class CellRunner:
     def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
         """Draw pictures for the attacker's prompts, and run the judges' networks on them.
 
-        Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once.
+        Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once. Only
+        the course of the attack shows them, so the first ones are kept and returned.
         """
         drawing = self.drawing
         prompts = cell.prompts(drawing)
         known = (cell.model, cell.seed, tuple(prompts))
         trained = not isinstance(cell.attack, Untrained)  # an attack without training draws from the photos at once
-        untouched = step == 0 and trained and _is_untouched(attacked, self.models[cell.model])
+        untouched = 0 == step < cell.nominal_step and trained and _is_untouched(attacked, self.models[cell.model])
         if untouched and known in self._untouched:
             return self._untouched[known]
         images = drawing.draw(attacked, prompts, cell.seed, ATTACK_NOISE, like=cell.person.photos)
         check_finite(images)
         features = self.judges.features(images)
         if untouched:
-            self._untouched[known] = images, features
+            self._untouched[known] = images[:COURSE_PICTURES].clone(), features
         return images, features
 
     def _edit_quality(self, cell: Cell, images: Tensor) -> dict[str, float | None]:
