@@ -239,3 +239,21 @@ def test_a_file_that_cannot_be_read_is_not_reported_as_one_that_cannot_be_writte
     fault = "^photo.png cannot be read or written: Permission denied; mend its permissions; "
     with pytest.raises(CannotWrite, match=fault), stop_on_signals(kept=lambda: True):
         raise PermissionError(13, "Permission denied", "photo.png")
+
+
+@pytest.mark.parametrize("lora_share", [0.0, 0.5, 1.0])
+def test_the_attackers_of_the_pool_are_counted_in_a_checkpoint(
+    lora_share: float, tiny_pipeline: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four attackers that train all weights are four times as large as the rest of a checkpoint."""
+    options: dict[str, object] = {"max_train_steps": 4, "checkpointing_steps": 4, "pool.size": 4, "pool.stride": 1}
+    words = arguments(tiny_pipeline, people, tmp_path / "run", **options, **{"l2p.lora_share": lora_share})
+    with Faults() as faults:
+        read = read_harden(load_config(HardenConfig, words), faults)
+    assert read is not None
+    monkeypatch.setattr(inputs, "export_size", lambda *_, **__: 0)
+    counted = read.sizes()["model and checkpoints"]
+    assert main(["harden", *words]) == 0
+    written = sum(path.stat().st_size for path in (tmp_path / "run").glob("checkpoint-*/*"))
+    names = len(list(read.base.denoiser.parameters()))
+    assert 0 <= written - counted < 120 * names * 3 * 5  # headers: a tensor of each section has 120 bytes in one

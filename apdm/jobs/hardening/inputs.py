@@ -48,6 +48,7 @@ from apdm.jobs.hardening.partners import draw_partners
 from apdm.jobs.hardening.validation import pictures_of_validation
 from apdm.jobs.photos.job import PhotoJob
 from apdm.jobs.planning.audit_work import AuditWork
+from apdm.jobs.planning.memory import pool_size
 from apdm.protection.subject_data import SubjectData
 
 logger = get_logger(__name__)
@@ -239,6 +240,8 @@ class HardenInputs(HardenFiles):
             return model
         parameters = sum(parameter.numel() for parameter in self.start.denoiser.parameters())
         one = checkpoints.smallest_size(parameters, average=bool(config.ema_decay))
+        if config.max_train_steps >= config.pool.size + config.pool.benign_size:  # each attacker had its turn by then
+            one += pool_size(self.start.denoiser, config, type(self.start))
         written = math.ceil(config.max_train_steps / config.checkpointing_steps)
         kept = min(config.checkpoints_total_limit or written, written)
         at_once = min(kept + 1, written)  # a checkpoint is complete before the oldest is deleted

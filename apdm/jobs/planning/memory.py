@@ -37,6 +37,7 @@ RECOMPUTED = (
     "Flux2SingleTransformerBlock",
     "ZImageTransformerBlock",
 )
+POOL = ("attackers' offsets", "pool's adapters", "pool's moments")  # parts of `Count`
 # Forward passes for each photo, where a backward pass counts as two: theta' goes forwards and backwards on 2 samples in
 # a step of the attacker, and on 3 in a protective gradient, for which phi goes forwards on 2.
 FORWARDS = 2 * 3 + 3 * 3 + 2  # of an inner step of Algorithm 1, without gradient checkpointing
@@ -108,6 +109,12 @@ def count(denoiser: nn.Module, config: HardenConfig, family: type[Family]) -> Co
     else:
         device |= there
     return Count(device, {"gradient of a backward pass": copy}, main)
+
+
+def pool_size(denoiser: nn.Module, config: HardenConfig, family: type[Family]) -> int:
+    """Bytes of the attackers of the pool: their offsets or adapters, and the moments of both."""
+    counted = count(denoiser, config, family)
+    return sum((counted.device | counted.main)[name] for name in POOL)
 
 
 def frozen(family: Family) -> int:
