@@ -28,4 +28,5 @@ CLASS_IMAGES = "class_images"  # class pictures that the base model drew for har
 PARTNERS = "partners"  # pictures that the base model drew, one for each protected photo
 ATTACKER_CLASS_IMAGES = "class_images_attacker"  # class pictures for the audit's attackers
 PICTURES = "pictures"  # pictures of the audit
+PHOTO_SOURCES = "photo_sources.json"  # hashes of what the protected photos were made from
 SAMPLES = "samples"  # pictures drawn during training

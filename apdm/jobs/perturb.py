@@ -20,7 +20,7 @@ from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
 from apdm.distributed.launch import join_processes
 from apdm.distributed.trackers import require_tracker
-from apdm.export.layout import CONFIG, IMAGES, PERTURBATION
+from apdm.export.layout import CONFIG, IMAGES, MANIFEST, PERTURBATION
 from apdm.export.manifest import write_manifest
 from apdm.faces import FaceNetworks
 from apdm.faces.detector_score import DetectorScore
@@ -152,8 +152,7 @@ def claim_photo_dir(config: PerturbConfig, held: ExitStack) -> Path:
     output, same = Path(config.output_dir), goes_on(config)
     check_made_by(config)
     claim_output_dir(output, overwrite=same or config.overwrite_output_dir, until=held)
-    if not same:
-        delete(output / IMAGES)
-        delete(output / PERTURBATION)
+    for stale in (PERTURBATION, MANIFEST) if same else (PERTURBATION, MANIFEST, IMAGES):
+        delete(output / stale)  # the first two speak of all photos, and are written again at the end
     write_text(output / CONFIG, resolved(config))
     return output

@@ -40,6 +40,7 @@ from apdm.export.layout import (
     MODEL,
     PARTNERS,
     PHOTO_CELLS,
+    PHOTO_SOURCES,
     PICTURES,
     RESULTS,
     SAMPLES,
@@ -122,7 +123,7 @@ def _options(root: Path) -> list[str]:
 def _unknown(root: Path) -> list[str]:
     """Report files and folders that are neither shipped files nor working files of this program."""
     ours = {MANIFEST, MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS}
-    ours |= {PARTNERS, PICTURES, SAMPLES}
+    ours |= {PARTNERS, PHOTO_SOURCES, PICTURES, SAMPLES}
     logs = _config(root).get("logging_dir") or TRACKER_OPTIONS["logging_dir"]
     ours |= {*Path(str(logs)).parts[:1], *SHIPPED}
     names = sorted(entry.name for entry in root.iterdir())

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from changed_copy import changed_copy
 from foreign import foreign_lines
 from in_process import run_here
 from PIL import Image
 
 from apdm.config import PerturbConfig, load_config
-from apdm.core.errors import UserError
+from apdm.core.errors import Interrupted, UserError
 from apdm.export.manifest import verify_manifest
 from apdm.jobs.perturb import claim_photo_dir, perturb
 from apdm.portraits import PIPELINE
@@ -246,6 +247,47 @@ def test_a_jpeg_of_another_picture_is_not_taken_for_a_finished_photo(people: Pat
     Image.new("RGB", Image.open(shipped).size, "magenta").save(shipped)
     here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
     assert shipped.read_bytes() == good
+
+
+def test_photos_are_made_again_if_their_original_or_the_model_was_replaced(
+    people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, quick = tmp_path / "model", {"image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    shutil.copytree(PIPELINE, model)
+
+    def times(remade: str) -> dict[str, int]:
+        caplog.clear()
+        here(people, tmp_path / "out", pretrained_model_name_or_path=model, **quick)
+        assert ("photos are made again" in caplog.text) is bool(remade) and caplog.text.strip().endswith(remade)
+        return {path.parent.name: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/images/*/001.png"))}
+
+    first = times("")
+    (people / "s02/003.png").unlink()
+    assert times("") == first  # the others are as good as before
+    original = people / "s01/000.png"
+    Image.fromarray(np.array(Image.open(original)) ^ 1).save(original)  # within the budget of the protected photo
+    second = times("are made again: s01")
+    assert second["s01"] > first["s01"] and second["s02"] == first["s02"]
+    changed_copy(PIPELINE, tmp_path / "other")
+    shutil.rmtree(model)
+    (tmp_path / "other").rename(model)
+    third = times("are made again: s01, s02")
+    assert third["s01"] > second["s01"] and third["s02"] > second["s02"]
+
+
+def test_a_stopped_run_leaves_no_figures_of_the_photos_before(people: Path, tmp_path: Path) -> None:
+    quick = {"image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}
+    here(people, tmp_path / "out", **quick)
+    shutil.copytree(people / "s01", people / "s03")
+    config = load_config(PerturbConfig, arguments(people, tmp_path / "out", **quick))
+
+    def stop(done: int, steps: int) -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        perturb(config, watch=stop)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {".apdm", "config.yaml", "images", "photo_sources.json"}
 
 
 def test_a_photo_without_a_face_is_named_and_left_to_the_first_layer_or_refused(

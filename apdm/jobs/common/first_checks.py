@@ -26,13 +26,22 @@ from apdm.core.files import CHECKPOINT, MARKER, check_output_dir
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
-from apdm.export.layout import ATTACKER_CLASS_IMAGES, CLASS_IMAGES, CONFIG, IMAGES, MANIFEST, MODEL, PARTNERS
+from apdm.export.layout import (
+    ATTACKER_CLASS_IMAGES,
+    CLASS_IMAGES,
+    CONFIG,
+    IMAGES,
+    MANIFEST,
+    MODEL,
+    PARTNERS,
+    PHOTO_SOURCES,
+)
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
 logger = get_logger(__name__)
 
 # What a job writes before the long work begins.
-BEFORE_WORK = {MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, PARTNERS}
+BEFORE_WORK = {MARKER, CONFIG, CLASS_IMAGES, ATTACKER_CLASS_IMAGES, PARTNERS, PHOTO_SOURCES}
 # The options are named without "audit.", because `apdm audit` has the same ones without it.
 MODELS = (
     *("pretrained_model_name_or_path", "reference_model_name_or_path", "single_file_config"),

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apdm.audit.results.store import key_of
 from apdm.config import JobConfig
 from apdm.config.groups.image_layer import NO_METHOD
 from apdm.core.disk import require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import write_json
+from apdm.core.files import model_hash, sha256_file, write_json
 from apdm.core.logging import get_logger
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
@@ -46,6 +47,7 @@ from apdm.jobs.common.prepare import keep_apart
 from apdm.jobs.common.tracked import track_photos
 from apdm.jobs.photos.input import checked_photos, clean_photos, refuse_without_face, warn_of_unprotected
 from apdm.jobs.photos.saved import SavedPhotos
+from apdm.jobs.photos.sources import delete_of_other_sources
 
 Watch = Callable[[int, int], None]  # (steps that are done, all steps)
 
@@ -216,6 +218,7 @@ class PhotoJob:
             The seconds that this process took per photo; None if it had no photo to protect.
         """
         started, images = time.perf_counter(), output / IMAGES
+        processes.on_main(lambda: delete_of_other_sources(output, self.sources(family)))
         missing = processes.broadcast(lambda: self.saved.missing(images))
         processes.on_main(lambda: require_disk(images, self.saved.size(missing), "the protected photos"))
         mine = missing[processes.index :: processes.size]
@@ -264,6 +267,26 @@ class PhotoJob:
             seconds_per_photo=seconds_per_photo,
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+
+    def sources(self, family: Family) -> dict[str, dict[str, str]]:
+        """Return hashes of what each photo's protected version is made from: itself, the model and the networks.
+
+        Returns:
+            {subject id: {name of the photo: hash in hex}}.
+        """
+        model = None if family.origin is None or self.protection.method == NO_METHOD else model_hash(family.origin)
+        faces = self.faces
+        seen = [] if faces is None else [*map(describe, faces.encoders), describe(faces.detector)]
+        common = {"model": model, "networks": [network.sha256 for network in seen]}
+
+        def of_subject(subject: str) -> dict[str, str]:
+            clean = [sha256_file(photo.path) for photo in self.clean.get(subject, ())]
+            return {
+                photo.path.name: key_of({**common, "clean": clean, "photo": sha256_file(photo.path)})
+                for photo in self.photos[subject]
+            }
+
+        return {subject: of_subject(subject) for subject in self.photos}
 
     def look_for_faces(self, subject: str) -> list[PersonsFace]:
         """Return the faces in each photo of a subject; nothing without a zero-shot layer."""
