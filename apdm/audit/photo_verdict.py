@@ -16,7 +16,7 @@ from apdm.audit.results.common import State, Verdict
 from apdm.audit.results.models import Thresholds
 from apdm.audit.results.photos import PhotoAttackRow, PhotoComparison, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.audit.results.rows import MIN_BASE_MATCH_RATE, compared
-from apdm.audit.verdict import common_notes, conclude, worst_checks
+from apdm.audit.verdict import common_notes, conclude, without_chance, worst_checks
 from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
 from apdm.metrics.utility import StrangersLikeness
@@ -90,11 +90,11 @@ def judge_photos(
     checks = worst_checks([(outcome.spec, outcome.checks) for outcome in outcomes])
     prefixed = len(outcomes) > 1
     unreliable = [f"{one.spec}: {flag}" if prefixed else flag for one in outcomes for flag in one.unreliable]
-    unreliable += unmeasured(checks) + among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
-    unreliable += too_few_strangers(strangers)
+    known = among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
+    unreliable += unmeasured(checks) + known + too_few_strangers(strangers)
     counts = f"{len(unreliable)} count{'s' * (len(unreliable) > 1)}"
     doubt = f"The audit is unreliable on {counts}, so no protection is claimed." if unreliable else ""
-    return conclude(checks, unreliable, doubt=doubt, notes=_notes(outcomes, repeats, strangers))
+    return conclude(without_chance(checks, known), unreliable, doubt=doubt, notes=_notes(outcomes, repeats, strangers))
 
 
 def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:

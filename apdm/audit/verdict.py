@@ -145,7 +145,8 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
     attacked = [row.subject for row in measured.attacks if row.required and row.role == "protected"]
     unreliable += not_attacked(measured.left_out, measured.subjects, attacked)
-    unreliable += among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
+    known = among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
+    checks, unreliable = without_chance(checks, known), unreliable + known
     unreliable += too_few_strangers(measured.strangers) + few_class_pictures(measured.utility.num_images)
     unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
     why = f"{len(unreliable)} reasons, the first is: " if len(unreliable) > 1 else ""
@@ -186,6 +187,23 @@ def worst_checks(attacks: Sequence[tuple[str, Sequence[Check]]]) -> list[Check]:
             rank = (check.passed is not None, check.passed is False and check.value is None, badness)
             found.setdefault(check.name, []).append((rank, replace(check, detail=detail)))
     return [max(checks, key=lambda entry: entry[0])[1] for checks in found.values()]
+
+
+def without_chance(checks: list[Check], known: Sequence[str]) -> list[Check]:
+    """The checks of a verdict, where likeness above that of strangers counts as not measured if `known` is not empty.
+
+    A check that failed stays: protected people among the strangers only make it easier to pass.
+
+    Args:
+        known: of `among_strangers`, why likeness by chance was not measured.
+    """
+    detail = "Not measured, because likeness by chance was not: protected people are among the strangers."
+    return [
+        replace(check, value=None, passed=None, detail=detail)
+        if known and check.passed and check.name.endswith("over_strangers")
+        else check
+        for check in checks
+    ]
 
 
 # -- notes ---------------------------------------------------------------------------------------------------

@@ -178,6 +178,14 @@ def test_a_doubt_forbids_the_claim_and_is_told(
     assert f"unreliable on {counts}" in verdict.reasons[-1]
 
 
+def test_likeness_above_that_of_strangers_is_not_measured_if_the_person_is_among_them():
+    for matched, passed in ((0.0, True), (0.1, None)):
+        checks = {
+            check.name: check.passed for check in verdict_on(*judged(clean(), protected()), matched=matched).checks
+        }
+        assert checks == {"match_rate": True, "likeness_over_strangers": passed}
+
+
 @pytest.mark.parametrize(("face_rate", "noted"), [(0.5, False), (0.49, True), (0.0, True)])
 def test_pictures_that_lost_their_faces_are_noted_as_destroyed(face_rate: float, noted: bool):
     verdict = verdict_on(*judged(clean(), protected(mean=0.0, face_rate=face_rate)))

@@ -291,6 +291,11 @@ def test_strangers_who_are_the_protected_person_make_the_audit_unreliable(source
     assert verdict["protected"] is trusted
     said = [text for text in verdict["unreliable"] if f"{share:.3f} of the" in text and "are s01" in text]
     assert bool(said) is not trusted
+    (check,) = (one for one in verdict["checks"] if one["name"] == "likeness_over_strangers")
+    assert check["passed"] is (True if trusted else None) and (check["value"] is None) is not trusted
+    verdict = verdict_on(made_up_results(change), AuditConfig(max_likeness_over_strangers=-1.0))
+    (check,) = (one for one in verdict["checks"] if one["name"] == "likeness_over_strangers")
+    assert check["passed"] is False and check["value"] is not None  # with strangers it would fail by more
 
 
 @pytest.mark.parametrize(("count", "trusted"), [(None, True), (10, True), (9, False)])
