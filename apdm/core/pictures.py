@@ -57,10 +57,10 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def read_grid(path: Path) -> Image.Image:
-    """Read what `grid` gave and this program saved, in RGB.
+    """Read a picture that this program saved, such as what `grid` gave, in RGB.
 
     Pillow refuses pictures of more than 179 million pixels, which may be an attack. 200 pictures of 1024 x 1024 pixels
-    are more.
+    in one sheet are more.
 
     Raises:
         OSError, ValueError, SyntaxError: whatever Pillow raises on a file that is missing or damaged.

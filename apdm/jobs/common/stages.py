@@ -11,6 +11,7 @@ from apdm.config import HardenConfig
 from apdm.core.files import list_files
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
+from apdm.core.pictures import read_grid
 from apdm.core.stages import Stages
 from apdm.export.layout import CLASS_IMAGES, IMAGES, REPORT, SAMPLES
 from apdm.report.progress_page import write_progress_page
@@ -48,18 +49,13 @@ def _pictures(config: HardenConfig) -> dict[str, list[Image.Image]]:
     folders = {f'What the original model draws for "{config.class_prompt}"': output / CLASS_IMAGES}
     if config.audit.show_photos:
         folders["Protected photos"] = output / IMAGES
-    found = {title: [_read(path) for path in _files(folder)[:SHOWN]] for title, folder in folders.items()}
-    found |= {f"Drawn while hardening: {path.name}": [_read(path)] for path in _files(output / SAMPLES)[-2:]}
+    found = {title: [read_grid(path) for path in _files(folder)[:SHOWN]] for title, folder in folders.items()}
+    found |= {f"Drawn while hardening: {path.name}": [read_grid(path)] for path in _files(output / SAMPLES)[-2:]}
     return found
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in list_files(folder) if path.suffix in (".png", ".jpg")] if folder.is_dir() else []
-
-
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def audit_stages(*, models: bool, photos: bool) -> Stages:
