@@ -27,7 +27,7 @@ from apdm.core.files import list_files, model_hash, sha256_file
 from apdm.export import pipeline as export
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest, write_manifest
-from apdm.export.metadata import read_metadata, write_metadata
+from apdm.export.metadata import facts_in, read_metadata, write_metadata
 from apdm.export.model_card import THREAT_MODEL
 from apdm.families import Family, StableDiffusion, load_family
 from apdm.families.single_file.write import check_single_file, single_file_weights
@@ -115,6 +115,16 @@ def test_a_file_without_metadata_gets_some(tmp_path: Path) -> None:
     write_metadata(tmp_path / "w.safetensors", {"größe": "ß"})
     assert read_metadata(tmp_path / "w.safetensors") == {"größe": "ß"}
     assert torch.equal(load_file(tmp_path / "w.safetensors")["a"], torch.arange(5))
+
+
+def test_facts_are_those_of_the_first_weights_that_have_some(tmp_path: Path) -> None:
+    for part in ("text_encoder", "unet", "vae"):
+        (tmp_path / part).mkdir()
+        save_file({"a": torch.arange(5)}, tmp_path / part / "w.safetensors", metadata={"format": "pt"})
+    (tmp_path / "a.safetensors").write_text("left behind by git")
+    assert facts_in(tmp_path) == {} and facts_in(None) == {}
+    write_metadata(tmp_path / "unet" / "w.safetensors", {"apdm.steps": "12"})
+    assert facts_in(tmp_path) == facts_in(tmp_path / "unet" / "w.safetensors") == {"steps": "12"}
 
 
 def test_the_model_card_states_base_method_and_threat_model_without_a_path(
@@ -387,11 +397,16 @@ def test_the_scan_finds_what_was_planted_in_bytes_json_headers_and_names(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"prompt": "a photo of Jörg"}))
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "subject-4711.txt").write_text("")
+    (tmp_path / "notes").write_text("Jo\u0308rg")  # as some systems write it
+    (tmp_path / "start").write_bytes(b"photo-bytes")
     save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors", metadata={"subject": "subject-4711"})
-    assert scan_for_leaks(tmp_path, [b"photo-bytes", "a photo of Jörg", "subject-4711", "absent"]) == [
+    assert scan_for_leaks(tmp_path, [b"photo-bytes", "a photo of Jörg", "Jörg", "subject-4711", "absent"]) == [
         ("blob", b"photo-bytes"),
         ("config.json", "a photo of Jörg"),
+        ("config.json", "Jörg"),
         ("images/subject-4711.txt", "subject-4711"),
+        ("notes", "Jörg"),
+        ("start", b"photo-bytes"),
         ("w.safetensors", "subject-4711"),
     ]
     assert scan_for_leaks(tmp_path / "blob", [b"photo-bytes"]) == [("blob", b"photo-bytes")]

@@ -189,10 +189,12 @@ def test_a_photo_that_the_base_model_draws_by_heart_is_no_partner(
             "knows s01/0.png by heart" in said
             and "as partner 2 of 6" in said
             and "partners/00001.png" in said
-            and "--seed" in said
+            and "--seed 6," in said
         )
         # It ends at the batch with the copy, and the same command does not go on drawing.
         assert len(list((tmp_path / "run/partners").glob("*.png"))) == 2
+    assert main(command(tiny_pipeline, people, tmp_path / "run", seed=6, max_train_steps=1)) == 0
+    assert len(list((tmp_path / "run/partners").glob("*.png"))) == 6
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])

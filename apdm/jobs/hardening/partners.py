@@ -64,7 +64,8 @@ def draw_partners(
                 raise UserError(
                     f"the base model knows {name_of(copies[0])} by heart: it drew it as partner "
                     f"{int(copies[1].stem) + 1} of {total}, {copies[1]}; give this person partners of your own in "
-                    f"{SAFE}/, or another --seed, with which all class pictures and partners are drawn again"
+                    # A seed less far away would draw the same picture as another partner.
+                    f"{SAFE}/, or --seed {config.seed + total}, with which all partners are drawn again"
                 )
 
     what = "partners of photos"
