@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import yaml
 from huggingface_hub import ModelCard
 
 from apdm.core.errors import UserError
@@ -42,9 +43,11 @@ def hub_card(
     """
     try:
         card = ModelCard(text, ignore_metadata_errors=False)
-    except ValueError:
-        raise UserError("README.md of the model has no metadata block; export the model again") from None
-    data = card.data.to_dict()
+        data = card.data.to_dict()
+    except (ValueError, yaml.YAMLError):
+        data = {}
+    if not data:  # huggingface_hub takes a text without a block for a card
+        raise UserError("README.md of the model has no metadata block; export the model again")
     base = base_model or data.get("base_model")
     if base is not None:
         data |= {"base_model": base, "base_model_relation": "finetune"}

@@ -25,6 +25,7 @@ from apdm.config import HardenConfig, make_config
 from apdm.core.errors import UserError
 from apdm.core.files import claim_output_dir, list_files
 from apdm.export.hub import Destination, push_files
+from apdm.export.hub_card import hub_card
 from apdm.export.manifest import write_manifest
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
@@ -122,6 +123,12 @@ def test_a_name_of_a_recogniser_with_a_path_or_somebodys_id_is_left_out() -> Non
         assert "by recogniser 1" in shown and name not in shown
     own = replace(results, cost_factor=replace(results.cost_factor, spec="/home/me/attack.py:Mine:a=1"))
     assert "/home" not in str(results_notes(own))
+
+
+@pytest.mark.parametrize("text", ["# A card\n", "---\n- a\n---\n", "---\na: [\n---\n"])
+def test_a_card_without_a_metadata_block_is_bad_input(text: str) -> None:
+    with pytest.raises(UserError, match="no metadata block"):
+        hub_card(text, name="a/b", base_model=None, licence={}, table=[], notes="")
 
 
 def test_without_an_audit_and_a_known_base_the_card_says_so(folder: Path, hub: StandIn) -> None:
