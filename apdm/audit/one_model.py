@@ -23,6 +23,7 @@ from apdm.audit.results.file import AnyResults, in_shape, read_content, read_res
 from apdm.audit.results.models import AttackRow
 from apdm.audit.results.store import CellStore, KeptPictures
 from apdm.core.errors import UserError
+from apdm.core.files import delete
 from apdm.core.logging import get_logger
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import ProcessGroup
@@ -110,7 +111,10 @@ def attack_one_model(
     # Class pictures are compared with the attacker's by the features of a network. Without one they are not needed.
     keys = {"base": class_keys(plan)["base"]} if plan.judges.extractor is not None else {}
     if processes.is_main:
-        store.tidy({*keys.values(), *(cell.key for cell in matrix.cells if not again(cell))})
+        without_model = [cell.key for cell in matrix.cells if again(cell)]
+        for key in without_model:
+            delete(store.folder / key)
+        store.tidy({*keys.values(), *(cell.key for cell in matrix.cells)} - {*without_model})
     processes.wait()
     draw_class_pictures(plan, keys, store, processes)
     features = plan.judges.features(class_pictures(keys["base"], store)).extracted if keys else None

@@ -73,13 +73,20 @@ def test_large_pictures_of_a_course_are_scaled_and_small_ones_kept():
     assert torch.allclose(small.mean(), images.mean(), atol=0.01)
 
 
-def test_failed_cells_and_those_of_other_audits_are_forgotten_and_the_rest_stays(tmp_path: Path):
+def test_failed_cells_and_those_of_other_audits_are_forgotten_and_the_rest_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     store = CellStore(tmp_path)
     for key, status in (("good", "ok"), ("bad", "failed"), ("other", "ok")):
         store.save(key, {"status": status}, {})
+    store.save("class", {"finite": True}, {})
     (tmp_path / "torn").mkdir()
     store.tidy({"good", "bad", "torn"})
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
+    assert "1 finished attack is deleted" in caplog.text
+    caplog.clear()
+    store.tidy({"good"})
+    assert not caplog.text
 
 
 def test_finished_cells_of_earlier_audits_are_copied_and_failed_and_unknown_ones_are_not(tmp_path: Path):

@@ -148,13 +148,21 @@ class CellStore:
     def tidy(self, keys: Collection[str]) -> None:
         """Make the store ready for cells with these keys.
 
-        Other cells and all claims are deleted. Failed cells are deleted too, so that they are run again. Cells that are
-        missing here and finished in an earlier store are copied from there.
+        Other cells and all claims are deleted; how many finished attacks these are is told. Failed cells are deleted
+        too, so that they are run again. Cells that are missing here and finished in an earlier store are copied from
+        there.
         """
         recover(self.folder)
+        lost = 0
         for path in sorted(self.folder.iterdir()):
             if path.name not in keys or not _succeeded(path):
+                lost += (_row_of(path) or {}).get("status") == "ok"  # class pictures have no status
                 delete(path)
+        if lost:
+            logger.warning(
+                "%s: %s deleted: photos, models, judges, versions or options are others now",
+                *(self.folder.name, "1 finished attack is" if lost == 1 else f"{lost} finished attacks are"),
+            )
         copied = sum(self.adopt(key) for key in sorted(keys))
         if self.earlier:
             logger.info("%s: %d of %d are taken from earlier audits", self.folder.name, copied, len(keys))

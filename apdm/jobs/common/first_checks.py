@@ -28,13 +28,16 @@ from apdm.core.logging import get_logger
 from apdm.core.model_path import index_file, local_model
 from apdm.export.layout import (
     ATTACKER_CLASS_IMAGES,
+    CELLS,
     CLASS_IMAGES,
     CONFIG,
     IMAGES,
     MANIFEST,
     MODEL,
     PARTNERS,
+    PHOTO_CELLS,
     PHOTO_SOURCES,
+    SEARCH_CELLS,
 )
 from apdm.portraits import DETECTOR, ENCODERS, FACE_SCORE
 
@@ -136,7 +139,8 @@ def check_made_by(config: Any) -> None:
     if isinstance(config, HardenConfig) or not (output / MARKER).is_file():
         return
     kept = {"a hardened model": MODEL, "checkpoints of a hardening run": CHECKPOINT}
-    kept |= {} if isinstance(config, PerturbConfig) else {"protected photos": IMAGES}
+    attacks = {"attacks of an audit": "|".join((CELLS, PHOTO_CELLS, SEARCH_CELLS))}
+    kept |= attacks if isinstance(config, PerturbConfig) else {"protected photos": IMAGES}
     names = [entry.name for entry in sorted(output.iterdir())]
     for what, pattern in kept.items():
         if any(re.fullmatch(pattern, name) for name in names):

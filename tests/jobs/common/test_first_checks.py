@@ -52,6 +52,7 @@ MISTAKES = [
     (["perturb", "--output_dir", "hardened", "--overwrite_output_dir"], "hardened holds a hardened model, which this"),
     (["audit", "--output_dir", "begun", "--overwrite_output_dir"], "begun holds checkpoints of a hardening run"),
     (["audit", "--output_dir", "protected", "--overwrite_output_dir"], "protected holds protected photos, which this"),
+    (["perturb", "--output_dir", "audited", "--overwrite_output_dir"], "audited holds attacks of an audit, which this"),
     (["harden", "--instance_data_dir", "absent"], "absent does not exist; give a folder as instance_data_dir"),
     (["harden", "--instance_data_dir", __file__], "is no folder; give a folder as instance_data_dir"),
     (["audit", "--protected_photos", "{here}", "--faceid_adapter", "{here}"], "is no file; give a file as faceid"),
@@ -105,7 +106,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, fl
     here = tmp_path_factory.mktemp("here")
     (here / "model_index.json").write_text("{}")
     made = ["done/.apdm", "hardened/.apdm", "begun/.apdm", "protected/.apdm", "done/manifest.json", "hardened/model/x"]
-    made += ["begun/checkpoint-000003/x", "protected/images/s01.png"]
+    made += ["begun/checkpoint-000003/x", "protected/images/s01.png", "audited/.apdm", "audited/cells/x"]
     for name in ["unet/model.safetensors", "photos/0.png", *made]:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).touch()
