@@ -4,7 +4,6 @@ fit each other. What can be used gives the same model; what cannot is refused in
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,14 +15,9 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderTiny,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
-    LCMScheduler,
     SD3Transformer2DModel,
-    TCDScheduler,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
@@ -31,8 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from apdm.core.errors import UserError
 from apdm.core.files import model_hash
-from apdm.families import Family, load_family
-from apdm.families.fit import check_steps
+from apdm.families import load_family
 from apdm.families.prompts import own_tokens
 from apdm.families.single_file.write import single_file_weights
 
@@ -42,12 +35,6 @@ VOCABULARY = "tokenizer/tokenizer.json"
 INDEX = f"{UNET}.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3438167534\n"
 PAGE = "\n<!DOCTYPE html><html><body>Sign in</body></html>"
-
-
-@pytest.fixture
-def copied(folders, tmp_path: Path) -> Callable[[str], Path]:
-    """copied(kind) -> a copy of that pipeline's folder, to write into."""
-    return lambda kind: Path(shutil.copytree(folders(kind), tmp_path / "model"))
 
 
 def edit(path: Path, *without: str, **values: Any) -> None:
@@ -340,66 +327,6 @@ def test_a_unet_that_projects_the_text_itself_is_none_of_these(copied):
 # -- samplers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("cls", "settings", "most"),
-    [
-        (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 0}, 1000),
-        (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 999),
-        (DDIMScheduler, {"timestep_spacing": "trailing", "steps_offset": 1}, 1000),
-        (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 999),
-        (DPMSolverMultistepScheduler, {"timestep_spacing": "leading", "steps_offset": 1}, 998),
-        (EulerDiscreteScheduler, {"timestep_spacing": "linspace", "steps_offset": 1}, 1000),
-        (LCMScheduler, {"original_inference_steps": 40}, 40),
-        (TCDScheduler, {}, 50),
-    ],
-)
-def test_no_sampling_step_is_at_a_timestep_that_training_does_not_have(
-    families, cls: Any, settings: dict[str, Any], most: int
-):
-    family = families("sd15")
-    family = family.replace(scheduler=cls.from_config(family.pipeline.scheduler.config, **settings))
-    check_steps(family, {"steps": most})
-    family.pipeline.scheduler.set_timesteps(most)
-    assert family.pipeline.scheduler.timesteps.max() <= 999
-    with pytest.raises(UserError, match=f"steps is {most + 1}; .* has 1000 timesteps .*, give at most {most}$"):
-        check_steps(family, {"steps": most + 1})
-
-
-# -- zero terminal SNR ---------------------------------------------------------------------------------------
-
-
-def with_scheduler(folder: Path, name: str, **settings: Any) -> Family:
-    edit(folder / "model_index.json", scheduler=["diffusers", name])
-    edit(folder / "scheduler/scheduler_config.json", _class_name=name, rescale_betas_zero_snr=True, **settings)
-    return load_family(folder)
-
-
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
-def test_zero_terminal_snr_is_honoured_in_training_and_sampling(copied, name: str):
-    family = with_scheduler(copied("sd21"), name, timestep_spacing="trailing")
-    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    last = torch.tensor([999])
-    torch.testing.assert_close(family.add_noise(latents, noise, last), noise)  # no signal is left
-    torch.testing.assert_close(family.target(latents, noise, last), -latents)  # v = sqrt(abar) noise - sqrt(1-abar) x
-    assert family.training_target == "v_prediction with zero terminal SNR"
-    assert family.sample(["a photo"], seed=0, num_inference_steps=2).isfinite().all()
-
-
-def test_zero_terminal_snr_that_cannot_be_honoured_is_refused(copied):
-    folder = copied("sd21")
-    with pytest.raises(UserError, match="a PNDMScheduler ignores rescale_betas_zero_snr"):
-        with_scheduler(folder, "PNDMScheduler", skip_prk_steps=True)
-    with pytest.raises(UserError, match="rescale_betas_zero_snr and prediction_type epsilon"):
-        with_scheduler(folder, "DDIMScheduler", prediction_type="epsilon")
-
-
-def test_a_package_that_a_part_needs_is_named(copied):
-    if importlib.util.find_spec("torchsde") is not None:
-        pytest.skip("torchsde is installed")
-    with pytest.raises(UserError, match=r"requires the torchsde library .*; install that package$"):
-        with_scheduler(copied("sd15"), "DPMSolverSDEScheduler")
-
-
 def to_float8(path: Path) -> dict[str, torch.Tensor]:
     """Write the floats of a file anew in float8 without scales, and return what they are worth in float32."""
     plain = load_file(path)
@@ -425,8 +352,3 @@ def test_plain_float8_weights_are_read_as_what_they_are_worth_and_saved_in_float
     family.save(tmp_path / "saved")
     (saved,) = (tmp_path / "saved" / family.denoiser_name).glob("*.safetensors")
     assert {weight.dtype for weight in load_file(saved).values()} == {torch.float32}
-
-
-def test_a_scheduler_of_flow_matching_is_none_of_betas(copied):
-    with pytest.raises(UserError, match="has no schedule of betas"):
-        with_scheduler(copied("sd15"), "FlowMatchEulerDiscreteScheduler")
