@@ -146,7 +146,9 @@ def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can
     os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
     code, said = finish(process, seconds=60)
     assert code != 0
-    assert "apdm: interrupted: process 0: another process of this run has ended" in said
+    # The second, if the launcher's signal to the other processes comes while the first is about to be told.
+    told = "apdm: interrupted: (process 0: another process of this run has ended|what is done so far is kept)"
+    assert re.search(told, said), said
     last = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
     assert Checkpoint.open(run / f"checkpoint-{last:06d}").step == last
 
