@@ -34,9 +34,9 @@ def edit_quality(
         them, 0 for an unchanged photo; and "edit_direction", see `direction`. One without a network is None.
     """
     drawn, known = judges.whole_features(images), judges.whole_features(photos)
-    similarity = (
-        None if drawn is None or known is None else cosine_similarity(to_float64(drawn), to_float64(known)).mean()
-    )
+    similarity = None
+    if drawn is not None and known is not None:
+        similarity = cosine_similarity(to_float64(drawn), to_float64(known)).mean()
     distances = [lpips(to_array(photo), to_array(image)) for photo, image in zip(photos, images, strict=True)]
     seen = [distance for distance in distances if distance is not None]
     return {

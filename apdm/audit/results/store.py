@@ -52,10 +52,12 @@ class KeptPictures(Mapping[str, Tensor]):
 
     The pictures of an audit are no more than a disk holds, and may be more than a memory does: 60 pictures of 1024
     pixels, as one attack draws them, are 0.75 GB.
+
+    Args:
+        readers: {name: a function that reads the pictures, `[N, 3, H, W]` in [0, 1]}.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
-        """Args: readers: {name: returns the pictures, [N, 3, H, W] in [0, 1]}."""
         self._readers = readers
 
     def __getitem__(self, name: str) -> Tensor:
