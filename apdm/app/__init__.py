@@ -11,7 +11,9 @@ photos, and the queue of what they ask for.
     parts        pieces of HTML
     texts        what protection means, and what it does not mean
     pictures     the secret addresses of pictures and reports
-    page         the page, made with Gradio
+    photos_tab   the tab that protects photos, made with Gradio
+    report_tab   the tab that shows reports
+    page         the page that holds them
     guard        which requests are answered at all
     server       the server, from its start to its end
 """

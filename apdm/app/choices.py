@@ -113,10 +113,11 @@ class Choice:
 
 def strengths(*, faces: bool) -> list[tuple[str, str]]:
     """The strengths that the page offers: (text, value). `faces` says whether there is a layer for faces."""
-    found = [
-        (f"{text} ({first} and {second} steps of 255)" if faces else f"{text} ({first} steps of 255)", name)
-        for (name, text), (first, second) in _levels()
-    ]
+    found = []
+    for name, text in LEVELS.items():
+        first, second = BUDGETS[name]
+        steps = f"{first} and {second}" if faces else f"{first}"
+        found.append((f"{text} ({steps} steps of 255)", name))
     return [*found, ("Set the steps yourself", OWN)]
 
 
@@ -134,7 +135,3 @@ def methods(config: PerturbConfig) -> dict[str, str]:
         return {given: found[given], **found}
     said = f"as the command says ({options})" if options else "as the command says"
     return {given: f"{METHODS.get(name, name).partition(':')[0]}: {said}", **found}
-
-
-def _levels() -> list[tuple[tuple[str, str], tuple[int, int]]]:
-    return [((name, text), BUDGETS[name]) for name, text in LEVELS.items()]

@@ -13,7 +13,7 @@ from PIL import Image
 from apdm.app.choices import Choice
 from apdm.app.sessions import Session
 from apdm.config import AppConfig, PerturbConfig
-from apdm.core.errors import UserError, UserErrors
+from apdm.core.errors import UserError
 from apdm.core.files import write_beside
 from apdm.data.photo_files import printable, stem
 from apdm.data.subjects import read_image
@@ -112,13 +112,10 @@ class Desk:
             job = PhotoJob.load(self.options(session), self.models.networks, quiet=True)
             ((subject, photos),) = job.photos.items()
             found: list[PersonsFace | None] = [*job.look_for_faces(subject)] or [None for _ in photos]
-            notes = [
-                f"only the first frame is read: {text}"
-                for text in [photo_notes(str(session.photos))["first frame"]]
-                if text
-            ]
             names = [printable(photo.path.name) for photo in photos]
-            notes += [about.text(names) for about in job.describe_faces() if not about.is_plain]
+            notes = [about.text(names) for about in job.describe_faces() if not about.is_plain]
+            if animated := photo_notes(str(session.photos))["first frame"]:
+                notes.insert(0, f"only the first frame is read: {animated}")
         fault = ""
         if job.faces is not None:
             try:
@@ -156,11 +153,11 @@ def in_words_of_the_page(session: Session) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        found = [str(one) for one in (error.errors if isinstance(error, UserErrors) else [error])]
+        text = str(error)
         for folder in (session.photos, session.output, session.folder):
-            found = [text.replace(str(folder), PAGE) for text in found]
-        found = [text.removeprefix(f"{session.photos.name}/") for text in found]
-        raise UserError("\n".join(found)) from None
+            text = text.replace(str(folder), PAGE)
+        lines = [line.removeprefix(f"{session.photos.name}/") for line in text.splitlines()]
+        raise UserError("\n".join(lines)) from None
 
 
 def protected_files(session: Session) -> list[Path]:

@@ -61,8 +61,13 @@ class Job:
         return (time.monotonic() - self._began) / self.done * (self.steps - self.done)
 
     def cancel(self) -> None:
-        """End the work after its present step, or before it begins."""
+        """End the work after its present step."""
         self._cancelled = True
+
+    def never_begin(self) -> None:
+        """End work that has not begun."""
+        self.state = State.CANCELLED
+        self.ended.set()
 
     def watch(self, done: int, steps: int) -> None:
         """Note the progress. Raises Interrupted if somebody has cancelled the work."""
@@ -74,22 +79,21 @@ class Job:
 
     def run(self) -> None:
         """Do the work, and note how it ended. Nothing is raised."""
-        self.state = State.CANCELLED if self._cancelled else State.RUNNING
+        self.state = State.RUNNING
         try:
-            if not self._cancelled:
-                with messages_kept() as self.messages:
-                    self.result = self.work(self.watch)
-                self.state = State.DONE
+            with messages_kept() as self.messages:
+                self.result = self.work(self.watch)
+            self.state = State.DONE
         except Interrupted:
             self.state = State.CANCELLED
         except UserError as error:
             self.state, self.error = State.FAILED, str(error)
         except Exception as fault:  # the server goes on
-            self.state = State.CANCELLED if self._cancelled else State.FAILED
             if self._cancelled:  # the page is closed, and its photos are gone
-                return
-            self.error = FAULT.format(type(fault).__name__)
-            logger.error("%s, while a page was served", type(fault).__name__, exc_info=True)
+                self.state = State.CANCELLED
+            else:
+                self.state, self.error = State.FAILED, FAULT.format(type(fault).__name__)
+                logger.error("%s, while a page was served", type(fault).__name__, exc_info=True)
         finally:
             self.ended.set()
 
@@ -110,20 +114,20 @@ class Worker:
         job = Job(work)
         with self._changed:
             if self._closed:
-                job.state = State.CANCELLED
-                job.ended.set()
-                return job
-            self._waiting.append(job)
-            self._changed.notify()
+                job.never_begin()
+            else:
+                self._waiting.append(job)
+                self._changed.notify()
         return job
 
     def cancel(self, job: Job) -> None:
         """End a job. One that waits ends at once, one that runs after its present step."""
         with self._changed:
-            job.cancel()
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.run()  # which ends at once
+                job.never_begin()
+            else:
+                job.cancel()
 
     def before(self, job: Job) -> int:
         """How many others are done before a job: those that wait before it, and the one that runs."""
@@ -136,10 +140,8 @@ class Worker:
         """Cancel everything, and wait at most so long for the job that runs."""
         with self._changed:
             self._closed = True
-            for job in [*self._waiting]:
-                self._waiting.remove(job)
-                job.cancel()
-                job.run()
+            while self._waiting:
+                self._waiting.pop().never_begin()
             if self._running is not None:
                 self._running.cancel()
             self._changed.notify()
