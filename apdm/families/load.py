@@ -223,6 +223,9 @@ def _from_folder(
     for part, module in _modules(pipeline).items():
         if part not in denoiser:
             _check_buffers(folder / part, module, variant)
+            if part == cls.denoiser_name:
+                _check_all_used(folder / part, module, variant)
+            _check_all_used(folder / part, module, variant)
         _check_loaded(file.path if file is not None and part in denoiser else folder / part, module.state_dict())
     dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
     location = None if file is None else file.path
@@ -334,8 +337,24 @@ def _check_buffers(folder: Path, module: nn.Module, variant: str | None) -> None
     buffers = {name for name, value in module.state_dict().items() if value.is_floating_point()}
     buffers -= {name for name, _ in module.named_parameters()}
     if buffers and isinstance(module, diffusers.ModelMixin):
-        files = [path for path in _stored(folder, variant) if path.suffix != ".json"]
-        _refuse_missing(folder, sorted(buffers - {name for path in files for name in read_header(path).shapes}))
+        _refuse_missing(folder, sorted(buffers - _stored_names(folder, variant)))
+
+
+def _check_all_used(folder: Path, denoiser: nn.Module, variant: str | None) -> None:
+    """Raise UserError if the files of the denoiser hold tensors that its config.json has no place for.
+
+    diffusers leaves them out, and only warns. The hardened model would be another one than the user gave.
+    """
+    if more := sorted(_stored_names(folder, variant) - denoiser.state_dict().keys()):
+        raise UserError(
+            f"the weights in {folder} have {count(len(more), 'tensor')} that its config.json has no place for, for "
+            f"example {more[0]}; copy the config.json that belongs to them"
+        )
+
+
+def _stored_names(folder: Path, variant: str | None) -> set[str]:
+    files = [path for path in _stored(folder, variant) if path.suffix != ".json"]
+    return {name for path in files for name in read_header(path).shapes}
 
 
 @torch.no_grad()

@@ -97,7 +97,9 @@ class ClipModel:
 
     def _tokens(self, prompts: Sequence[str]) -> Any:
         length = self.model.config.text_config.max_position_embeddings
-        return self.tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        # SigLIP takes the last position as the text's feature, and was trained on texts of full length.
+        padding = "max_length" if self.model.config.model_type.startswith("siglip") else "longest"
+        return self.tokenizer(list(prompts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
 
 
 class Preprocess:

@@ -377,6 +377,14 @@ def test_weights_with_a_tensor_missing_are_a_user_error_and_not_random(copied, p
         load_family(copied)
 
 
+def test_a_denoiser_with_a_tensor_that_its_config_has_no_place_for_is_refused(copied):
+    (path,) = (copied / "unet").glob("*.safetensors")
+    more = {"time_embedding.cond_proj.weight": torch.zeros(2, 2)}  # as in a model distilled to few steps
+    save_file(load_file(path) | more, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unet have 1 tensor that its config\.json has no place for, .*cond_proj"):
+        load_family(copied)
+
+
 def test_what_is_no_pipeline_folder_is_said_to_be_none(tmp_path, tiny_pipeline):
     with pytest.raises(UserError, match="no such folder"):
         load_family(tmp_path / "nothing")

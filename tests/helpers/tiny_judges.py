@@ -13,6 +13,11 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -47,6 +52,18 @@ def write_clip(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def write_siglip(folder: Path) -> Path:
+    """Write a SigLIP model, with the tokenizer of the CLIP model, and return its folder."""
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder)
+    text = SiglipTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **SHAPE)
+    vision = SiglipVisionConfig(image_size=SIDE, patch_size=8, **SHAPE)
+    SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from PIL import Image
-from tiny_judges import SIDE, write_clip, write_dino
+from tiny_judges import SIDE, write_clip, write_dino, write_siglip
 from transformers import CLIPImageProcessor, CLIPModel, ViTImageProcessor, ViTModel
 
 from apdm.config.judges import judge_places
@@ -66,6 +66,17 @@ def test_the_clip_score_is_the_cosine_that_clip_itself_computes(clip: Path):
     with torch.no_grad():
         expected = model(**tokens, **pixels).logits_per_image.diag() / model.logit_scale.exp()
     torch.testing.assert_close(scorer.score(images, prompts), expected, atol=1e-2, rtol=0)
+
+
+def test_siglip_reads_a_text_at_the_length_it_was_trained_on(tmp_path: Path):
+    siglip = ClipModel(write_siglip(tmp_path / "tiny-siglip"))
+    prompts = ["a photo of a dog", "a person"]
+    tokens = siglip.tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        text = siglip.model.get_text_features(**tokens)
+    text = text if isinstance(text, torch.Tensor) else text.pooler_output
+    torch.testing.assert_close(siglip.texts(prompts), torch.nn.functional.normalize(text, dim=1))
+    torch.testing.assert_close(siglip.texts(prompts)[1:], siglip.texts(prompts[1:]))
 
 
 def test_similarity_is_the_mean_over_all_pairs_of_pictures_and_references(dino: Path):
