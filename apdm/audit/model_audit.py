@@ -44,7 +44,7 @@ def attack_and_judge(
 
     Hardening should prevent the likeness that an attack reaches on the base after the nominal steps. So every attack
     runs for the nominal steps, with one exception: if the person is protected and the entry is `long`, the hardened
-    model is attacked for `plan.max_train_steps`. This can show a cost factor of up to max_train_steps / nominal steps.
+    model is attacked for `max_train_steps`. This can show a cost factor of up to max_train_steps / nominal steps.
     If an attack fails, its row says so and the audit goes on.
 
     Args:
@@ -125,9 +125,9 @@ def _judged(plan: AuditPlan, measured: Measurements) -> Results:
 
 
 def _class_and_photos(plan: AuditPlan, drawn: KeptPictures) -> KeptPictures:
-    """Class pictures that start from the same noise, and with `plan.show_photos` the protected people's photos."""
+    """Class pictures that start from the same noise, and with `show_photos` the protected people's photos."""
     shown = {"base": AGAIN} | {name: name for name in plan.attacked if name != "base"}
     pictures = {f"class/{model}": partial(drawn.__getitem__, name) for model, name in shown.items()}
-    if plan.show_photos:
+    if plan.options.show_photos:
         pictures |= {f"photos/{person.id}": partial(to_unit, person.photos) for person in plan.subjects.protected}
     return KeptPictures(pictures)

@@ -302,14 +302,14 @@ def attack_and_judge_photos(
         strangers: {encoder: likeness by chance}. Only the main process needs it.
 
     Returns:
-        The part of the results that is about photos, and the pictures of `PhotoAudit.run`, with `plan.show_photos` also
+        The part of the results that is about photos, and the pictures of `PhotoAudit.run`, with `show_photos` also
         the photos themselves. None in all processes but the main one.
     """
     done = audit.run(store, processes)
     if done is None:
         return None
     rows, pictures = done
-    if audit.plan.show_photos:
+    if audit.plan.options.show_photos:
         pictures |= photos_and_changes(photos.pairs)
     judges = audit.plan.judges.describe()
     misled = photos.misled(judges.encoders)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from apdm.attacks.registry import settings
 from apdm.audit.cells.class_pictures import measure_strangers, warn_of_few_faces, warn_of_few_strangers
@@ -21,7 +19,7 @@ from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.protected_photos import HeldOut, ProtectedPhotos, hold_out, hold_out_from, load_protected_photos
 from apdm.audit.photo_attacks import PhotoAudit, attack_and_judge_photos
 from apdm.audit.photo_verdict import judge_photos
-from apdm.audit.results.common import SCHEMA, HeldOutFrom
+from apdm.audit.results.common import SCHEMA
 from apdm.audit.results.file import write_results
 from apdm.audit.results.photos import ImageLayer, PhotoResults, PhotoThresholds
 from apdm.config import AuditJobConfig
@@ -29,10 +27,11 @@ from apdm.core.errors import Faults, UserError
 from apdm.core.pictures import to_unit
 from apdm.core.versions import package_versions
 from apdm.data.photo_sets import Chosen, has_sets
-from apdm.data.separate_photos import PhotoSet, check_separate
+from apdm.data.separate_photos import check_separate
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker
 from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
+from apdm.faces import FaceNetworks
 from apdm.jobs.auditing.inputs import check_reused, load_judges, try_networks
 from apdm.jobs.auditing.output import cell_store, claim_audit_dir
 from apdm.jobs.auditing.picture_sheets import save_pictures
@@ -85,60 +84,81 @@ def load_photo_audit(
     Returns:
         The plan, with the attacked model, the people with the photos that are attacked and held out, and the judges;
         the attacks besides the nominal one; and the photos that are attacked, clean and protected.
+
+    Raises:
+        UserError: something is missing or wrong. All that was found is told.
     """
-    faces = face_networks(config)
     folders = {"photos": str(config.photos), "protected_photos": str(config.protected_photos), **config.photo_folders}
-
-    def read_specs() -> PhotoAttackSpecs:
-        settings(config.attack_options)
-        prompts = config.instance_prompt, config.class_prompt
-        return PhotoAttackSpecs.load(config, faces, *prompts, allow_pickle=config.allow_pickle)
-
-    def read_photos() -> tuple[HeldOut, Tensor | None, list[PhotoSet]]:
-        with Faults() as faults:
-            held = faults.of(lambda: _read_photos(config))
-            strangers = faults.of(lambda: load_strangers(config.strangers_data_dir, config.resolution))
-        sets = [*strangers, held.attacked.originals, *held.sets]
-        check_separate(sets)
-        return held, strangers[0].images[0] if strangers else None, sets
-
+    faces, base = face_networks(config), str(config.base)
     with Faults() as faults:
         faults.of(lambda: keep_apart(folders, output_dir=config.output_dir))
         faults.of(lambda: check_reused(config))
-        specs, models = faults.of(read_specs), faults.of(lambda: read_models(config, {"base": str(config.base)}))
-        photos = faults.of(read_photos)
+        specs = faults.of(lambda: _read_specs(config, faces))
+        models = faults.of(lambda: read_models(config, {"base": base}))
+        read = faults.of(lambda: _read_photos(config))
         judges = faults.of(lambda: load_judges(config, faces))
-    (held, strangers, sets), base = photos, models["base"]
-    source: HeldOutFrom = "originals" if _holdout_folder(config) is None else "folder"
-    pairs, references = held.attacked.pairs, held.references
-    people = [Person(id=one, photos=pair.clean, references=references[one]) for one, pair in pairs.items()]
-    subjects = AuditSubjects(people, [], strangers, sets=sets, held_out_from=source)
+    subjects, photos = read
     factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
     with Faults() as faults:
         faults.of(lambda: check_with_models(config, (), models))
-        faults.of(lambda: specs.check(base, config.num_inference_steps))
-        faults.of(lambda: specs.check_photos(held.attacked.counts))
-        attacked = faults.of(lambda: photos_with_captions(held.attacked, specs, factory))
+        faults.of(lambda: specs.check(models["base"], config.num_inference_steps))
+        faults.of(lambda: specs.check_photos(photos.counts))
+        attacked = faults.of(lambda: photos_with_captions(photos, specs, factory))
         faults.of(lambda: try_networks(subjects, judges, specs, config.subject_kind))
-    plan = AuditPlan.of(
-        config,
-        factory,
+    plan = AuditPlan(
+        options=config,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
         models=models,
         subjects=subjects,
         judges=judges,
         seed=config.seed,
         batch_size=config.sample_batch_size,
+        entries=(),
+        files={"base": model_file(base, models["base"])},
+        command=command,
     )
-    files = {"base": model_file(str(config.base), base)}
-    return replace(plan, entries=(), files=files, command=command), specs, attacked
+    return plan, specs, attacked
 
 
-def _read_photos(config: AuditJobConfig) -> HeldOut:
-    """Read clean, protected and hold-out photos.
+def _read_specs(config: AuditJobConfig, faces: FaceNetworks) -> PhotoAttackSpecs:
+    """Read the attacks. Raises UserError if an attack or an option of one is wrong."""
+    settings(config.attack_options)
+    prompts = config.instance_prompt, config.class_prompt
+    return PhotoAttackSpecs.load(config, faces, *prompts, allow_pickle=config.allow_pickle)
+
+
+def _read_photos(config: AuditJobConfig) -> tuple[AuditSubjects, ProtectedPhotos]:
+    """Read all photos.
+
+    Returns:
+        The people, with the clean photos that are attacked and those that are held out, and strangers; and the photos
+        that are attacked, clean and protected.
 
     Raises:
-        UserError: a photo cannot be read or has no counterpart, nothing was protected, or nothing can be held out.
+        UserError: a photo cannot be read or has no counterpart, nothing was protected, nothing can be held out, or one
+            photo has two uses.
     """
+    with Faults() as faults:
+        held = faults.of(lambda: _hold_out(config))
+        strangers = faults.of(lambda: load_strangers(config.strangers_data_dir, config.resolution))
+    sets = [*strangers, held.attacked.originals, *held.sets]
+    check_separate(sets)
+    people = [
+        Person(id=one, photos=pair.clean, references=held.references[one]) for one, pair in held.attacked.pairs.items()
+    ]
+    subjects = AuditSubjects(
+        people,
+        [],
+        strangers[0].images[0] if strangers else None,
+        sets=sets,
+        held_out_from="originals" if _holdout_folder(config) is None else "folder",
+    )
+    return subjects, held.attacked
+
+
+def _hold_out(config: AuditJobConfig) -> HeldOut:
+    """Read the clean and the protected photos, and hold photos out."""
     originals, protected = str(config.photos), str(config.protected_photos)  # given in an audit of photos
     given = load_protected_photos(originals, protected, config.resolution, chosen=Chosen(config.protected_set))
     if all(torch.equal(pair.clean, pair.protected) for pair in given.pairs.values()):

@@ -1,7 +1,6 @@
 """An audit of a tiny pipeline."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,9 +10,7 @@ from tiny_audit import CONFIG, ConvJudge, person, photos
 from torch import Tensor
 
 from apdm.audit import AuditPlan, attack_and_judge
-from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import AuditSubjects
-from apdm.audit.inputs.plan import SAMPLE_BATCH_SIZE
 from apdm.audit.results.schema import to_json
 from apdm.audit.results.store import CellStore
 from apdm.config import AuditConfig
@@ -43,15 +40,15 @@ def run_audit(family: Family) -> Callable[..., tuple[dict[str, Any], dict[str, T
             options.pop("others", [person("o01", 2)]),
             options.pop("strangers", photos(4, 60)),
         )
-        plan = AuditPlan.of(
-            config,
-            AttackFactory.of(config, "a photo of sks person", "a photo of person"),
+        plan = AuditPlan(
+            options=config,
+            instance_prompt="a photo of sks person",
+            class_prompt="a photo of person",
             models={"base": family, "hardened": hardened, **options.pop("more", {})},
             judges=Judges(encoders, face_score, ConvJudge("features", 0.0, 4), reader=reader, clip=clip),
             subjects=subjects,
-            batch_size=options.pop("batch_size", SAMPLE_BATCH_SIZE),
+            **options,
         )
-        plan = replace(plan, **options)
         with TemporaryDirectory() as folder:
             done = attack_and_judge(plan, prior, store=store or CellStore(Path(folder)), afterwards=afterwards)
             assert done is not None

@@ -18,7 +18,6 @@ from stored_cells import processes
 from tiny_results import picture
 
 from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import AuditSubjects, Person
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan
@@ -133,8 +132,7 @@ def attack_photos(
     adapter = FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a"))
     specs = replace(PhotoAttackSpecs.load(options, FACES, **PROMPTS, allow_pickle=False), adapter=adapter)
     subjects = AuditSubjects([Person("s01", PHOTOS, PHOTOS)], [])
-    factory = AttackFactory.of(options, **PROMPTS)
-    plan = AuditPlan.of(options, factory, models={"base": family}, subjects=subjects, judges=judges)
+    plan = AuditPlan(options=options, **PROMPTS, models={"base": family}, subjects=subjects, judges=judges)
     audit = PhotoAudit(plan, prior, specs, {"s01": PhotoPair(PHOTOS, protected)})
     with TemporaryDirectory() as folder:
         store = store or CellStore(Path(folder))

@@ -250,14 +250,16 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
 
     def search(process: int) -> tuple[dict[str, Any], CellStore]:
         store = CellStore(tmp_path / "trials", process=process)
-        plan = AuditPlan.of(
-            OPTIONS,
-            AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person"),
+        plan = AuditPlan(
+            options=OPTIONS,
+            instance_prompt="a photo of sks person",
+            class_prompt="a photo of person",
             models={"base": family, "hardened": family},
             judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
             subjects=AuditSubjects([person("s01", 1)], [], photos(4, 60)),
+            search=options,
+            guidance=True,
         )
-        plan = replace(plan, search=options, guidance=True)
         done = attack_and_judge(plan, prior, store=CellStore(tmp_path / f"{process}"), trials=store)
         assert done is not None
         return to_json(done[0]), store

@@ -127,8 +127,8 @@ def make_cell(
     nominal_step, nominal_of_plan = attack.max_train_steps, plan.factory.nominal_step
     pace = nominal_step / nominal_of_plan
     if entry.long and model == "hardened" and role == "protected":
-        attack = lengthened(attack, plan.max_train_steps / nominal_of_plan)
-    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.measured_steps)}
+        attack = lengthened(attack, plan.options.max_train_steps / nominal_of_plan)
+    wanted = {0, nominal_step, attack.max_train_steps, *(round(pace * step) for step in plan.options.measured_steps)}
     eval_steps = frozenset(step for step in wanted if step <= attack.max_train_steps)
     facts = {
         **common,

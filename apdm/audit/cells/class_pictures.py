@@ -45,7 +45,7 @@ def draw_class_pictures(plan: AuditPlan, keys: Mapping[str, str], store: CellSto
         if key not in store:
             images = plan.drawing.draw(
                 plan.models["base" if name == AGAIN else name],
-                [plan.class_prompt] * plan.num_class_images,
+                [plan.class_prompt] * plan.options.num_class_images,
                 plan.seed,
                 CLASS_NOISE if name == "base" else SECOND_CLASS_NOISE,
                 like=plan.subjects.protected[0].photos,
@@ -74,7 +74,7 @@ def measure_utility(
         features: {name of the set: what the judges read from its pictures}.
         others: the likeness of people who are not protected, which becomes part of the result.
     """
-    clip = partial(plan.judges.clip_score, prompts=[plan.class_prompt] * plan.num_class_images)
+    clip = partial(plan.judges.clip_score, prompts=[plan.class_prompt] * plan.options.num_class_images)
     read = {name: plan.judges.attributes(images) for name, images in pictures.items()}
     values = plan.judges.reader.values if plan.judges.reader else {}
     return Utility(

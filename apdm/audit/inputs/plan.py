@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,23 +95,19 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditPlan:
-    """Everything that determines an audit of models.
+    """Everything that determines an audit. What follows from the attributes are properties.
 
     Attributes:
+        options: the options of the audit: numbers of steps, pictures and seeds, the nominal attack, the thresholds.
+        instance_prompt: the prompt that attacks learn a person with, such as "a photo of sks person".
+        class_prompt: the prompt of the class, such as "a photo of person".
         models: {name: model}: "base" and "hardened", and optionally "placebo" (hardened against other people),
             "sibling" and "hardened_sibling" (some attacks need them). They are only read; attacks train copies.
         subjects: the people, with their photos.
         judges: the networks that look at the pictures.
-        factory: makes an attack from its spec.
-        drawing: how the attacker's pictures are drawn.
-        thresholds: the thresholds of the verdict's checks.
-        max_train_steps: attack steps on the hardened model, for entries that are `long`.
-        measured_steps: attack steps at which likeness is measured, ascending.
-        num_class_images: class pictures drawn by each model.
         seed: seed of the first repeat.
-        repeats: number of seeds.
-        show_photos: whether the protected people's own photos are among the pictures.
-        entries: the attacks, and on whom each is run.
+        batch_size: how many pictures are drawn or encoded at once.
+        entries: the attacks, and on whom each is run. By default the nominal attack alone.
         files: {model: its file and hash}; empty if they are not known.
         command: the command line, for the results.
         search: an attacker's own search; None for no search.
@@ -118,20 +115,19 @@ class AuditPlan:
         class_images: how the attacker's class pictures for prior preservation were drawn; empty if it is not known.
         adapter: the adapter that attacks without training draw with; None if there is none.
         edits: {person: what is asked of each photo}, for attacks that edit photos; empty for the prompts of `drawing`.
+
+    Raises:
+        UserError: there is nobody to protect, or two people have the same id.
     """
 
+    options: AuditOptions
+    instance_prompt: str
+    class_prompt: str
     models: Mapping[str, Family]
     subjects: AuditSubjects
     judges: Judges
-    factory: AttackFactory
-    drawing: Drawing
-    thresholds: Thresholds
-    max_train_steps: int
-    measured_steps: Sequence[int]
-    num_class_images: int
-    seed: int
-    repeats: int
-    show_photos: bool
+    seed: int = 0
+    batch_size: int = SAMPLE_BATCH_SIZE
     entries: Sequence[Entry] = ONLY_NOMINAL
     files: Mapping[str, ModelFile] = field(default_factory=dict)
     command: str | None = None
@@ -141,57 +137,33 @@ class AuditPlan:
     adapter: FaceIDAdapter | None = None
     edits: Mapping[str, Sequence[Edit]] = field(default_factory=dict)
 
-    @staticmethod
-    def of(
-        options: AuditOptions,
-        factory: AttackFactory,
-        *,
-        models: Mapping[str, Family],
-        subjects: AuditSubjects,
-        judges: Judges,
-        seed: int = 0,
-        batch_size: int = SAMPLE_BATCH_SIZE,
-    ) -> AuditPlan:
-        """Make the plan of an audit with the nominal attack alone. Other jobs replace what they do otherwise.
-
-        Args:
-            options: the drawing, the thresholds, the numbers of steps and of repeats.
-            factory: makes the attacks, from the same options.
-            batch_size: how many pictures are drawn or encoded at once.
-
-        Raises:
-            UserError: there is nobody to protect, or two people have the same id.
-        """
-        if not subjects.protected:
+    def __post_init__(self) -> None:
+        if not self.subjects.protected:
             raise UserError("there is nobody to audit: give at least one protected subject")
-        ids = sorted(person.id for person in [*subjects.protected, *subjects.others])
+        ids = sorted(person.id for person in [*self.subjects.protected, *self.subjects.others])
         if twice := [a for a, b in zip(ids, ids[1:], strict=False) if a == b]:
             raise UserError(f'two people have the id "{twice[0]}": rename one folder')
-        return AuditPlan(
-            models=models,
-            subjects=subjects,
-            judges=judges,
-            factory=factory,
-            drawing=Drawing.of(options, factory.instance_prompt, batch_size=batch_size),
-            thresholds=Thresholds(**{each.name: getattr(options, each.name) for each in fields(Thresholds)}),
-            max_train_steps=options.max_train_steps,
-            measured_steps=options.measured_steps,
-            num_class_images=options.num_class_images,
-            seed=seed,
-            repeats=options.seeds,
-            show_photos=options.show_photos,
-        )
+
+    @cached_property
+    def factory(self) -> AttackFactory:
+        """Makes the attacks from their specs."""
+        return AttackFactory.of(self.options, self.instance_prompt, self.class_prompt)
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        """How the attacker's pictures are drawn."""
+        return Drawing.of(self.options, self.instance_prompt, batch_size=self.batch_size)
 
     @property
-    def class_prompt(self) -> str:
-        """The prompt of the class, such as "a photo of person"."""
-        return self.factory.class_prompt
+    def thresholds(self) -> Thresholds:
+        """The thresholds of the verdict's checks."""
+        return Thresholds(**{each.name: getattr(self.options, each.name) for each in fields(Thresholds)})
 
     @property
     def prompts(self) -> Prompts:
         """What the nominal attack learns, and what the audit then asks for."""
         return Prompts(
-            instance_prompt=self.factory.instance_prompt,
+            instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             asked=list(self.drawing.prompts),
         )
@@ -202,6 +174,11 @@ class AuditPlan:
         return [name for name in ("base", "hardened", "placebo") if name in self.models]
 
     @property
+    def repeats(self) -> int:
+        """The number of seeds."""
+        return self.options.seeds
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds of all repeats."""
         return list(range(self.seed, self.seed + self.repeats))
@@ -210,7 +187,7 @@ class AuditPlan:
     def budgets(self) -> list[int]:
         """The budgets of the table of operators, in steps of the nominal attack: at most MAX_BUDGETS measured steps."""
         nominal = self.factory.nominal_step
-        steps = sorted({nominal, *(step for step in self.measured_steps if step > 0)})
+        steps = sorted({nominal, *(step for step in self.options.measured_steps if step > 0)})
         if len(steps) <= MAX_BUDGETS:
             return steps
         places = {round(i * (len(steps) - 1) / (MAX_BUDGETS - 1)) for i in range(MAX_BUDGETS)}
@@ -238,7 +215,7 @@ class AuditPlan:
             "package": package_versions(),
             "judges": _without_answers(asdict(self.judges.describe())),
             "drawing": [drawing.prompts, drawing.num_images, drawing.num_inference_steps, drawing.guidance_scale],
-            "class": [self.class_prompt, self.num_class_images, self.seed],
+            "class": [self.class_prompt, self.options.num_class_images, self.seed],
             "class_images": dict(self.class_images),
             "base": self.sha256("base"),
             "models": {name: self.sha256(name) for name in self.models if name not in ("hardened", "placebo")},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from apdm.audit.inputs.attack_factory import AttackFactory, check_on_model
@@ -71,21 +70,24 @@ def make_plan(
     """Make the plan of what `read_people_and_models` has read. `command` is the command line, for the results.
 
     Raises:
-        UserError: the adapter of `faceid` does not fit the base; or as in `AuditPlan.of`.
+        UserError: the adapter of `faceid` does not fit the base; or as in `AuditPlan`.
     """
     if inputs.adapter is not None:
         inputs.adapter.check(models["base"])
-    plan = AuditPlan.of(
-        config.audit,
-        AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt),
+    plan = AuditPlan(
+        options=config.audit,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
         models=models,
         subjects=inputs.subjects,
         judges=inputs.judges,
         seed=config.seed,
         batch_size=config.sample_batch_size,
+        entries=entries,
+        files={name: model_file(path, models[name]) for name, path in paths.items()},
+        command=command,
+        adapter=inputs.adapter,
     )
-    files = {name: model_file(path, models[name]) for name, path in paths.items()}
-    plan = replace(plan, entries=entries, files=files, command=command, adapter=inputs.adapter)
     warn_about_long_captions(plan)
     return plan
 

@@ -121,7 +121,7 @@ def with_class_pictures(
     recipe = replace(picture_recipe(config, base), seed=plan.seed + ATTACKER_SEED)
 
     def draw() -> Tensor:
-        folder, count = Path(config.output_dir) / ATTACKER_CLASS_IMAGES, plan.num_class_images
+        folder, count = Path(config.output_dir) / ATTACKER_CLASS_IMAGES, plan.options.num_class_images
         paths = ensure_class_images(recipe, base, folder, count, batch_size=batch_size, replace=True)
         return load_images(paths, recipe.resolution)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import PhotoFolders
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.inputs.protected_photos import hold_out, load_protected_photos
@@ -86,9 +85,10 @@ def _load_inputs(config: HardenConfig, faces: FaceNetworks, protected: Sequence[
 
 def final_plan(config: HardenConfig, inputs: AuditInputs, base: Family, hardened: Family) -> AuditPlan:
     """Return the plan of the audit at the end, as far as it is known before the hardening."""
-    return AuditPlan.of(
-        config.audit,
-        AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt),
+    return AuditPlan(
+        options=config.audit,
+        instance_prompt=config.instance_prompt,
+        class_prompt=config.class_prompt,
         models={"base": base, "hardened": hardened},
         subjects=inputs.subjects,
         judges=inputs.judges,

@@ -72,7 +72,7 @@ class AuditWork:
     def passes(self) -> dict[str, float]:
         """{part of the audit: number of forward passes}."""
         plan, purifying = self.plan, 0.0
-        drawing = cell_drawing(self.cells, plan) + _drawing(plan, self.class_sets * plan.num_class_images)
+        drawing = cell_drawing(self.cells, plan) + _drawing(plan, self.class_sets * plan.options.num_class_images)
         if self.specs is not None:
             drawing += photo_drawing(self.specs, plan, people=len(self.photos))
             purifying = purifier_passes(self.specs, photos=sum(self.photos.values()), seeds=plan.repeats)
@@ -92,14 +92,15 @@ class AuditWork:
         plan, drawing = self.plan, self.plan.drawing
         one = picture_size(plan.subjects.protected[0].photos.shape[-1] ** 2)
         on_models = [cell.pictures_size(drawing.number) for cell in self.cells]
-        on_models += (len(plan.attacked) + 1) * [plan.num_class_images * one]
+        on_models += (len(plan.attacked) + 1) * [plan.options.num_class_images * one]
         on_photos = []
         if self.specs is not None:
             runs = len(self.photos) * plan.repeats * (2 + len(self.specs.purifiers))
             on_photos = runs * [n * drawing.num_images * one for n in _prompts_on_photos(self.specs, drawing)]
         stores = ((CELLS, on_models), (PHOTO_CELLS, on_photos))
         missing = sum(sum(sorted(sizes)[len(finished_cells(output / name)) :]) for name, sizes in stores)
-        attackers = plan.num_class_images - count_drawn(output / ATTACKER_CLASS_IMAGES, plan.num_class_images)
+        number = plan.options.num_class_images
+        attackers = number - count_drawn(output / ATTACKER_CLASS_IMAGES, number)
         return missing + sum(on_models) + sum(on_photos) + attackers * one
 
 
@@ -170,7 +171,7 @@ def search_passes(plan: AuditPlan) -> float:
     if plan.search is None:
         return 0
     nominal = plan.factory.nominal_step
-    measured = {nominal, *(step for step in plan.measured_steps if 0 < step < nominal)}
+    measured = {nominal, *(step for step in plan.options.measured_steps if 0 < step < nominal)}
     samples = SearchSpace(plan.factory, plan.search.samples).samples
     trials = len(COMPARED) * min(plan.search.people, len(plan.subjects.protected)) * plan.search.trials
     trained = passes_of_training(recomputed=plan.factory.gradient_checkpointing)

@@ -148,7 +148,7 @@ def audit_plan(
     attacked = {one for entry in entries if entry.required for one in ids[: entry.people]}
     repeats = min((entry.seeds or plan.repeats for entry in entries if entry.required), default=plan.repeats)
     drawn = min(repeats, plan.repeats) * plan.drawing.number
-    expected = foreseen(plan.judges, plan.subjects, pictures=drawn, class_pictures=plan.num_class_images)
+    expected = foreseen(plan.judges, plan.subjects, pictures=drawn, class_pictures=plan.options.num_class_images)
     doubts = [*expected, *not_attacked(left_out, ids, attacked)]
     return rows | {
         "people": people_text(ids),
@@ -180,8 +180,8 @@ def length_text(plan: AuditPlan, entries: Sequence[Entry]) -> str:
     nominal = plan.factory.nominal_step
     seeds = max(min(entry.seeds or plan.repeats, plan.repeats) for entry in entries)
     text = f"{count(nominal, 'step')} of the nominal one"
-    if plan.max_train_steps > nominal and any(entry.long for entry in entries):
-        text += f", on the hardened model {plan.max_train_steps}"
+    if plan.options.max_train_steps > nominal and any(entry.long for entry in entries):
+        text += f", on the hardened model {plan.options.max_train_steps}"
     everybody = len(plan.subjects.protected)
     if everybody > 1 and all(entry.people == 1 for entry in entries):
         text += f", on one of {everybody} people"
@@ -218,7 +218,7 @@ def photo_audit_plan(
     """
     judges = plan.judges.describe()
     doubts = [*one_encoder(judges), *doubts_about_judges(judges.encoders, photos.misled(judges.encoders))]
-    doubts += few_given(plan.subjects, class_pictures=plan.num_class_images)
+    doubts += few_given(plan.subjects, class_pictures=plan.options.num_class_images)
     doubts += few_pictures(plan.repeats * plan.drawing.number)
     run = settings_of_run(str(config.protected_photos))
     taken = [name for name in ("base", *PROMPTS, *OTHERS) if name in run and run[name] == getattr(config, name)]

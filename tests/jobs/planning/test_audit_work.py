@@ -14,7 +14,7 @@ from apdm.audit.cells.matrix import Matrix
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import AuditSubjects
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan, Drawing
+from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.inputs.search_space import SearchOptions
 from apdm.audit.inputs.suites import Entry, on_one_person
 from apdm.audit.model_audit import attack_and_judge
@@ -94,8 +94,7 @@ def test_attacks_on_photos_are_counted_for_each_person_and_kind_of_photos() -> N
 
 def test_pictures_of_attacks_on_photos_are_counted_with_each_attacks_own_sampling_steps(tiny_pipeline: Path) -> None:
     plan = make_plan(load_family(tiny_pipeline))
-    drawing = Drawing.of(AuditConfig(num_images=3, prompts=["a", "b"], num_inference_steps=4), "a photo of sks person")
-    plan = replace(plan, drawing=drawing, repeats=5)
+    plan = replace(plan, options=AuditConfig(num_images=3, prompts=["a", "b"], num_inference_steps=4, seeds=5))
     runs, guided = 2 * 5 * 3 * 3, 2
     specs = PhotoAttackSpecs(adapter=None, attacks=["img2img", "lora"], purifiers=["flip"])
     assert photo_drawing(specs, plan, people=2) == runs * (2 + 2 + 2) * 4 * guided
@@ -124,14 +123,15 @@ def test_gradient_checkpointing_counts_one_more_pass_of_what_is_trained(spec: st
 def make_plan(family: Family, **options: Any) -> AuditPlan:
     """Two people, one of them protected, and two seeds."""
     config = replace(CONFIG, seeds=2, num_images=1, max_train_steps=2, nominal_step=1, eval_steps=[0, 1])
-    plan = AuditPlan.of(
-        config,
-        AttackFactory.of(config, "a photo of sks person", "a photo of person"),
+    return AuditPlan(
+        options=config,
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of person",
         models={"base": family, "hardened": family},
         subjects=AuditSubjects([person("s01", 1)], [person("o01", 2)], photos(4, 60)),
         judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
+        **options,
     )
-    return replace(plan, **options)
 
 
 def test_an_audits_length_is_told_as_it_is(tiny_pipeline: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_pictures_of_an_audit_are_counted_as_they_are_drawn(
     save_pictures(done[1], tmp_path)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*.png"))
     sheets = work.pictures_size(tmp_path)
-    attackers = plan.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
+    attackers = plan.options.num_class_images * picture_size(16**2)  # which were given, and are not in the folder
     assert written + attackers <= before and 2 * sheets == before + attackers
     trained = 3 * 2 * 3 * 4  # a step of two photos and two class pictures in three trials on both models
     searched = work.passes["for the search"] - trained
