@@ -53,8 +53,48 @@ def make(spec: str, *, by_attack: Mapping[str, Mapping[str, Any]] | None = None,
     Raises:
         UserError: there is no such attack or option, or a value does not fit. The message names the nearest name.
     """
-    cls, options = ATTACKS.parse(spec)
-    return _Maker(spec, by_attack or {}, nominal).make(cls, options)
+    cls, texts = ATTACKS.parse(spec)
+
+    def defaults(cls: Any) -> dict[str, Any]:
+        """The values that the fields of a class have without the text."""
+        values = {**nominal, **(by_attack or {}).get(cls.name, {})}
+        return {field.name: values[field.name] for field in fields(cls) if field.name in values}
+
+    def take(cls: Any, names: Iterable[str]) -> dict[str, Any]:
+        """Take options out of the text, as values for fields of a class."""
+        return ATTACKS.values(cls, {name: texts.pop(name) for name in names if name in texts}, spec)
+
+    # "two_stage:attack=lora,photos=jpeg,rank=32" is PhotoTreatment(TwoStage(Lora)): what is around the attack that
+    # trains, from the outside in, each with the values of its fields.
+    around: list[tuple[Any, dict[str, Any]]] = []
+    treatment = {} if cls is PhotoTreatment else take(PhotoTreatment, ["num_photos"])
+    if "photos" in texts:
+        treatment["purifier"] = make_purifier(texts.pop("photos").replace("/", ":", 1).replace("/", ","))
+    if treatment:
+        around.append((PhotoTreatment, treatment))
+    if cls is not Drawing and (drawing := take(Drawing, DRAWING_OPTIONS)):
+        around.append((Drawing, drawing))
+    while issubclass(cls, Staged):
+        around.append((cls, defaults(cls) | take(cls, ATTACKS.kinds(cls))))
+        cls = ATTACKS.find(texts.pop("attack", "dreambooth"))
+    attack = _training_attack(cls, texts, spec, defaults(cls))
+    for outer, values in reversed(around):
+        attack = outer(attack=attack, **values)
+    made: Attack = attack
+    return made
+
+
+def _training_attack(cls: Any, texts: dict[str, str], spec: str, defaults: Mapping[str, Any]) -> Any:
+    """Make an attack that trains. `texts` are its options, {name: value as text}; `defaults` are {field: value}."""
+    factors = {field: texts.pop(name) for name, field in FACTORS.items() if name in texts}
+    names = {name: texts.pop(name) for name in NAMES if name in texts}
+    values = {**defaults, **ATTACKS.values(cls, texts, spec, also=COMMON_OPTIONS)}
+    for field, factor in factors.items():
+        value = values.get(field, getattr(cls, field, None))
+        if value is None:
+            raise UserError(f'in "{spec}": {cls.name} has no {field} to multiply')
+        values[field] = type(value)(value * _factor(factor, spec))
+    return cls(**values | _renamed(values, spec, **names))
 
 
 def settings(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -148,48 +188,6 @@ def is_editing(spec: str) -> bool:
     """Whether a text names an attack without training that draws picture i from photo i modulo N."""
     cls = ZERO_SHOTS.classes().get(spec.partition(":")[0])
     return cls is not None and issubclass(cls, Editing)
-
-
-class _Maker:
-    """Makes an attack, and the attack inside it if it is staged."""
-
-    def __init__(self, spec: str, by_attack: Mapping[str, Mapping[str, Any]], nominal: Mapping[str, Any]) -> None:
-        self.spec, self.by_attack, self.nominal = spec, by_attack, nominal
-
-    def make(self, cls: Any, options: dict[str, str]) -> Any:
-        photos = options.pop("photos", None)
-        num_photos = None if cls is PhotoTreatment else options.pop("num_photos", None)
-        drawing = {} if cls is Drawing else {name: options.pop(name) for name in DRAWING_OPTIONS if name in options}
-        attack = self._staged(cls, options) if issubclass(cls, Staged) else self._plain(cls, options)
-        if drawing:
-            attack = Drawing(attack=attack, **ATTACKS.values(Drawing, drawing, self.spec))
-        if photos is None and num_photos is None:
-            return attack
-        purifier = None if photos is None else make_purifier(photos.replace("/", ":", 1).replace("/", ","))
-        count = {} if num_photos is None else ATTACKS.values(PhotoTreatment, {"num_photos": num_photos}, self.spec)
-        return PhotoTreatment(attack=attack, purifier=purifier, **count)
-
-    def _staged(self, cls: type, options: dict[str, str]) -> Any:
-        inner = ATTACKS.find(options.pop("attack", "dreambooth"))
-        own = {name: options.pop(name) for name in list(options) if name in ATTACKS.kinds(cls)}
-        return cls(attack=self.make(inner, options), **(self._defaults(cls) | ATTACKS.values(cls, own, self.spec)))
-
-    def _plain(self, cls: Any, options: dict[str, str]) -> Any:
-        factors = {field: options.pop(name) for name, field in FACTORS.items() if name in options}
-        names = {name: options.pop(name) for name in NAMES if name in options}
-        values = self._defaults(cls) | ATTACKS.values(cls, options, self.spec, also=COMMON_OPTIONS)
-        for field, factor in factors.items():
-            value = values.get(field, getattr(cls, field, None))
-            if value is None:
-                raise UserError(f'in "{self.spec}": {cls.name} has no {field} to multiply')
-            values[field] = type(value)(value * _factor(factor, self.spec))
-        return cls(**values | _renamed(values, self.spec, **names))
-
-    def _defaults(self, cls: Any) -> dict[str, Any]:
-        """The nominal values that the class has a field for."""
-        known = {field.name for field in fields(cls)}
-        values = {**self.nominal, **self.by_attack.get(cls.name, {})}
-        return {name: value for name, value in values.items() if name in known}
 
 
 def _renamed(
