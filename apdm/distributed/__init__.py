@@ -8,7 +8,8 @@ lora                         simulated attackers that train a LoRA
 reference                    phi in bfloat16
 optimizers, schedule         the attacker's optimizers; the schedules of theta's learning rate
 loss_scale                   the loss scale of float16
-graphs, recompute            CUDA graphs of passes; gradient checkpointing that they can record
+graphs, graph_recording      CUDA graphs of passes: when they are replayed; how they are recorded
+recompute                    gradient checkpointing that CUDA graphs can record
 processes, trackers          what the processes of a run exchange; TensorBoard and Weights & Biases
 """
 

@@ -1,5 +1,9 @@
 """DeepSpeed's ZeRO as an engine: stages 1, 2 and 3, with or without the attacker's optimizer in CPU memory.
 
+DeepSpeed wraps the model and the attacker's optimizer, and takes the attacker's steps: one call for the backward pass,
+one for the step. It shards AdamW's moments, and in stage 3 the weights themselves; the classes of weights below read
+and write these shards. theta, G and the outer AdamW stay ours (`apdm.distributed.master_weights`).
+
 All code that is specific to DeepSpeed is in this file. Besides DeepSpeed's public functions, this file uses some
 attributes that DeepSpeed does not document. Of a ZeRO-3 parameter it uses `ds_tensor`, the parameter's shard. Of the
 optimizer of DeepSpeed's engine it uses `optimizer` (the AdamW that DeepSpeed was given), `zero_grad`,
@@ -13,10 +17,10 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +96,8 @@ class ZeroEngine(Engine):
         UserError: DeepSpeed replaced the attacker's AdamW by another optimizer, or cannot build an operator.
     """
 
+    zero_options: ClassVar[Mapping[str, Any]] = {}  # of DeepSpeed's `zero_optimization`, in place of the user's
+
     def __init__(
         self,
         model: nn.Module,
@@ -110,7 +116,7 @@ class ZeroEngine(Engine):
         # gradient buckets hold 500 million numbers (2 GB) for a model of any size.
         bucket = {"reduce_bucket_size": min(BUCKET, sum(p.numel() for p in self.working.parameters))}
         config = {
-            "zero_optimization": {**bucket, **config["zero_optimization"], **self._zero_options()},
+            "zero_optimization": {**bucket, **config["zero_optimization"], **self.zero_options},
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": self.max_grad_norm,
@@ -127,18 +133,13 @@ class ZeroEngine(Engine):
         if engine.optimizer.optimizer is not optimizer:
             raise UserError("DeepSpeed replaced the attacker's AdamW; use the DeepSpeed version in constraints.txt")
         self.engine: Any = engine
-        self.working = self._zero_working()
-        self.full = self._zero_trained()
+        self._take_over(optimizer)
         self.full.attack_network = engine
 
-    def _zero_options(self) -> dict[str, Any]:
-        return {}
-
-    def _zero_working(self) -> WorkingWeights:
-        return ZeroWorkingWeights(self.model, self.processes)
-
-    def _zero_trained(self) -> TrainedWeights:
-        return ZeroTrainedWeights(self.working, self.full.optimizer, self.model, self.engine)
+    def _take_over(self, optimizer: Optimizer) -> None:
+        """Make `working` and `full` anew, which know where DeepSpeed keeps the weights and the moments."""
+        self.working = ZeroWorkingWeights(self.model, self.processes)
+        self.full = ZeroTrainedWeights(self.working, optimizer, self.model, self.engine)
 
     def _scale_by(self, scale: float) -> None:
         """Set DeepSpeed's loss scale. DeepSpeed multiplies the loss by it, and divides the gradient by it again.
@@ -210,21 +211,15 @@ class Zero3Engine(ZeroEngine):
     further averaging.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    # By default DeepSpeed keeps small parameters whole. Such a parameter would not change when its shard is written to.
+    zero_options = {"stage3_param_persistence_threshold": 0}
+    working: FlatShards
+
+    def _take_over(self, optimizer: Optimizer) -> None:
+        # The present `working` was made before DeepSpeed sharded the parameters, so it has the shapes of whole ones.
+        self.working = FlatShards(self.model, self.processes, self.working.shapes)
+        self.full = Zero3TrainedWeights(self.working, optimizer, self.model, self.engine)
         self.full.defence_network = self.engine
-
-    def _zero_options(self) -> dict[str, Any]:
-        # By default DeepSpeed keeps small parameters whole. Such a parameter would not change when this engine writes
-        # to its shard.
-        return {"stage3_param_persistence_threshold": 0}
-
-    def _zero_working(self) -> WorkingWeights:
-        # `self.working` was made before DeepSpeed sharded the parameters, so it has the shapes of the whole parameters.
-        return FlatShards(self.model, self.processes, self.working.shapes)
-
-    def _zero_trained(self) -> TrainedWeights:
-        return Zero3TrainedWeights(self.working, self.full.optimizer, self.model, self.engine)
 
     def _gradient(self, loss: Tensor) -> Sequence[Tensor]:
         from deepspeed.utils import safe_get_local_grad
@@ -237,8 +232,6 @@ class Zero3Engine(ZeroEngine):
         for i, piece in enumerate(shards):
             piece[self.working.real_size(i) :] = 0  # the padding may hold any numbers
         return shards
-
-    working: FlatShards
 
 
 class FlatShards(WorkingWeights):

@@ -4,18 +4,24 @@ A pass of a U-Net is some thousand small kernels. With few pictures in a batch, 
 start these kernels as the GPU takes to run them. A CUDA graph records the kernels of a pass once. After that one call
 starts all of them. The numbers are the same, because the same kernels run.
 
-A graph reads its inputs from fixed memory, and writes its outputs and gradients to fixed memory. So a graph can replay
-only passes that do not overlap: see `Graphs`.
+    graphs = Graphs(device)
+    network = graphs(denoiser)
+    network(x, t)       # runs as always
+    network(x, t)       # is recorded, and replayed
+    network(x2, t2)     # is replayed, with other numbers of the same shapes
+    network(x[:1], t)   # runs as always: a call of another kind
+
+A graph reads its inputs from fixed memory, and writes its outputs and gradients to fixed memory, which the next replay
+overwrites. So a pass is replayed only if nobody needs what the last replay left there: see `Graphs`. All other passes
+run without graphs, and the result is right in any case.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -28,6 +34,7 @@ from apdm.core.devices import free_memory, is_accelerator
 from apdm.core.errors import first_line
 from apdm.core.logging import get_logger
 from apdm.core.memory import available_on
+from apdm.distributed.graph_recording import record_passes
 from apdm.distributed.recompute import keeps_random_state
 
 logger = get_logger(__name__)
@@ -40,12 +47,12 @@ MOST_GRAPHS = 8  # of one network; each keeps the gradients of all weights
 class Graphs:
     """Turns networks into networks that replay graphs of their passes. All of them share one memory pool.
 
-    Two passes overlap if the second forward pass begins before the backward pass of the first one has ended. All passes
-    that begin in between run without graphs, so the result is right in any case. If a pass cannot be recorded, a
-    warning says so, and everything runs without graphs from then on.
+    After the replay of a forward pass, everything runs without graphs until the backward pass has run, or until the
+    output was given up so that there can be none. If a pass cannot be recorded, a warning says so, and everything runs
+    without graphs from then on.
 
     Args:
-        capture: records the passes of a module. The default does it with PyTorch's own function for this device.
+        capture: records the passes of a module. The default is `record_passes`.
         free: returns the bytes of memory that the device has left.
 
     Attributes:
@@ -56,14 +63,14 @@ class Graphs:
     def __init__(
         self, device: torch.device, capture: Capture | None = None, free: Callable[[], float] | None = None
     ) -> None:
-        self.capture = capture or _capture
+        self.capture = capture or record_passes
         self.free = free or partial(_free, device)
         self.pool = getattr(torch, device.type).graph_pool_handle() if capture is None else None
         self.failed = False
         self.replays = 0
-        self._passes: list[weakref.ref[_Pass]] = []
+        self._passes: weakref.WeakSet[_Pass] = weakref.WeakSet()  # those that a backward pass may still follow
         self._networks: weakref.WeakSet[GraphedNetwork] = weakref.WeakSet()
-        self._of_ddp: set[int] = set()
+        self._of_ddp: set[int] = set()  # ids of the weights of networks that DDP wraps
 
     def __call__(self, network: Any) -> Any:
         """Return a network that computes what `network` computes, with its weights.
@@ -109,13 +116,13 @@ class Graphs:
     def watch(self, output: Tensor, *, replayed: bool) -> None:
         """Remember a forward pass with this output for as long as a backward pass through it is possible."""
         one = _Pass(replayed=replayed)
-        # The hook lives as long as the autograd graph of the pass, and `one` lives as long as the hook.
+        # The hook lives as long as the autograd graph of the pass, and keeps `one`.
         output.register_hook(one.end)
-        self._passes = [*(known for known in self._passes if known() is not None), weakref.ref(one)]
+        self._passes.add(one)
 
     def may_replay(self) -> bool:
         """Whether a graph may be replayed: no backward pass to come needs what a replayed pass left in the pool."""
-        return not any(one is not None and one.replayed and not one.over for one in (known() for known in self._passes))
+        return not any(one.replayed and not one.over for one in self._passes)
 
     def may_record(self, weights: list[nn.Parameter]) -> bool:
         """Whether a pass may be recorded: nothing keeps the AccumulateGrad nodes, which sum the weights' gradients.
@@ -123,9 +130,8 @@ class Graphs:
         An autograd graph of an earlier pass keeps them, and so does DDP. They belong to the stream on which they were
         made, and a recording must not touch that stream.
         """
-        alive = any(known() is not None for known in self._passes)
         of_ddp = torch.is_grad_enabled() and any(p.requires_grad and id(p) in self._of_ddp for p in weights)
-        return not alive and not of_ddp
+        return not self._passes and not of_ddp
 
 
 class Wrapper(nn.Module):
@@ -158,38 +164,41 @@ class GraphedNetwork(Wrapper):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = tree_flatten((args, kwargs))
-        replay = self._find(leaves, spec)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        replay = self._graph_of(leaves, spec, tensors) if self._may_replay() else None
         if replay is None:
             output = self.network(*args, **kwargs)
         else:  # copies, because the next replay writes to the same memory
             self.graphs.replays += 1
-            output = tree_map_only(Tensor, Tensor.clone, replay(*(leaf for leaf in leaves if isinstance(leaf, Tensor))))
+            output = tree_map_only(Tensor, Tensor.clone, replay(*tensors))
         for tensor in tree_flatten(output)[0]:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 self.graphs.watch(tensor, replayed=replay is not None)
         return output
 
-    def _find(self, leaves: list[Any], spec: TreeSpec) -> Callable[..., Any] | None:
-        """Return the graph for this call, recorded now if need be. None: the call must run without one."""
+    def _may_replay(self) -> bool:
+        """Whether a graph may be replayed now."""
         if self.graphs.failed:
             self.recorded.clear()  # their memory is needed
-            return None
+            return False
         # Gradients that a replay has left in the weights lie in its fixed memory, and would be overwritten.
-        if not self.graphs.may_replay() or (torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)):
-            return None
+        has_gradients = torch.is_grad_enabled() and any(p.grad is not None for p in self.weights)
+        return self.graphs.may_replay() and not has_gradients
+
+    def _graph_of(self, leaves: list[Any], spec: TreeSpec, tensors: list[Tensor]) -> Callable[..., Any] | None:
+        """Return the graph for calls of this kind; None if there is none. It is recorded at the second such call."""
         kind = self._kind(leaves, spec)
         new = kind in self.seen and kind not in self.recorded and len(self.recorded) < MOST_GRAPHS
         if new and self.graphs.may_record(self.weights):
-            call = _Call(self.network, leaves, spec)
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             examples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
-            recorded = self.graphs.record(call, examples)
+            recorded = self.graphs.record(_Call(self.network, leaves, spec), examples)
             if recorded is not None:
                 self.recorded[kind] = recorded
         self.seen.add(kind)
         return self.recorded.get(kind)
 
     def _kind(self, leaves: list[Any], spec: TreeSpec) -> Hashable:
+        """All that is equal in calls of one kind."""
         device = self.weights[0].device.type
         return (
             spec,
@@ -246,61 +255,3 @@ def _free(device: torch.device) -> float:
     if free is None:
         return math.inf
     return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
-
-
-def _capture(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
-    """Record a forward pass and, if it needs gradients, its backward pass."""
-    device = examples[0].device
-    backend = getattr(torch, device.type)
-    try:
-        with (
-            # A recording that fails would leave its own stream behind as the current one.
-            backend.stream(backend.current_stream()),
-            # Autocast would keep the rounded weights of the recording, and every replay must round the weights anew.
-            torch.autocast(
-                device.type,
-                dtype=torch.get_autocast_dtype(device.type),
-                enabled=torch.is_autocast_enabled(device.type),
-                cache_enabled=False,
-            ),
-            warnings.catch_warnings(),
-            _no_collection(),
-        ):
-            # The passes that warm up run on a stream of their own. PyTorch warns of that.
-            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
-            recorded: Any = backend.make_graphed_callables(module, examples, pool=pool)
-    except RuntimeError:
-        _clean_up(device, pool)
-        raise
-    return recorded
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect none of Python's garbage in the block.
-
-    Garbage may hold an earlier graph. The device refuses to destroy a graph during a recording, which then fails.
-    PyTorch does not see to that since version 2.9.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _clean_up(device: torch.device, pool: Any) -> None:
-    """Undo what PyTorch leaves behind if a recording fails between its begin and its end.
-
-    The allocator would keep the pool's memory. The device's generator would refuse to draw, and so would replays of
-    other graphs. These are private functions of PyTorch 2.11 to 2.14; without them only memory is lost.
-    """
-    with suppress(RuntimeError, AttributeError):  # the recording had not begun, or its end was orderly
-        getattr(torch._C, f"_{device.type}_endAllocateToPool")(device.index, pool)
-        getattr(torch._C, f"_{device.type}_releasePool")(device.index, pool)
-    backend = getattr(torch, device.type)
-    # An orderly recording resets the generator.
-    with suppress(RuntimeError, AttributeError), backend.graph(getattr(backend, f"{device.type.upper()}Graph")()):
-        torch.zeros(1, device=device)

@@ -5,6 +5,12 @@ file keeps what the outer step needs besides: the float32 master weights of thet
 outer AdamW, which is the optimizer that moves theta. If several processes train, each keeps one part of theta and of
 the outer AdamW. All memory is allocated once.
 
+Three classes keep theta and G in different places:
+
+MasterWeights            theta and G like the working weights: whole tensors, or this process's shards of them
+FlatMasterWeights        theta: this process's part of one flat tensor; G: whole, until the outer step averages it
+OffloadedMasterWeights   theta in main memory; G on the device
+
 Below, a list of tensors is "laid out like theta" if it has as many tensors as theta, of the same shapes. "Laid out like
 the working weights" has the corresponding meaning.
 """
@@ -215,14 +221,18 @@ class MasterWeights:
 class FlatMasterWeights(MasterWeights):
     """theta for several processes that each hold all working weights: every process keeps one flat float32 part of it.
 
-    During an outer step every process sums its own G. At the end of the outer step G is averaged over the processes,
-    once. After that, the buffer of G is used a second time: theta is gathered in it before it is copied into the model.
+    All numbers of theta, tensor after tensor, are one flat tensor, which is padded and cut into equal parts. With two
+    processes and parameters of 4 and 3 numbers, process 0 keeps numbers 0 to 3, and process 1 numbers 4 to 6 and one
+    zero. `theta` is a list of this one part.
+
+    `flat` is a buffer of the size of all parts. During an outer step every process sums its own G in it. At the end of
+    the outer step G is averaged over the processes, once. After that, theta is gathered in the same buffer before it is
+    copied into the model.
     """
 
     def _make_theta(self) -> list[Tensor]:
         processes, tensors = self.working.processes, self.working.tensors
-        sizes = [p.numel() for p in tensors]
-        piece = -(-sum(sizes) // processes.size)
+        piece = -(-sum(p.numel() for p in tensors) // processes.size)
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         self.flat = torch.zeros(piece * processes.size, dtype=dtype, device=tensors[0].device)
         self.own = slice(processes.index * piece, (processes.index + 1) * piece)
@@ -233,13 +243,19 @@ class FlatMasterWeights(MasterWeights):
         return self._views(self.flat)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a flat buffer, with the shapes of the parameters. The padding at the end is left out."""
+        """Return views of a flat tensor, with the shapes of the parameters. The padding at the end is left out."""
         sizes = [p.numel() for p in self.working.tensors]
         return [v.view_as(p) for v, p in zip(flat[: sum(sizes)].split(sizes), self.working.tensors, strict=True)]
 
-    def _all_gather(self, piece: Tensor, flat: Tensor) -> list[Tensor]:
+    def _own_part(self, wholes: Sequence[Tensor]) -> Tensor:
+        """Return this process's part of whole tensors, which may lie on other devices."""
+        flat = torch.zeros_like(self.flat)
+        torch._foreach_copy_(self._views(flat), list(wholes))
+        return flat[self.own]
+
+    def _all_gather(self, part: Tensor, flat: Tensor) -> list[Tensor]:
         """Gather the parts of all processes in `flat`. Returns views of `flat` with the shapes of the parameters."""
-        self.working.processes.all_gather(piece, flat)
+        self.working.processes.all_gather(part, flat)
         return self._views(flat)
 
     @torch.no_grad()
@@ -255,14 +271,7 @@ class FlatMasterWeights(MasterWeights):
 
     @torch.no_grad()
     def compute_offset(self, offset: Sequence[Tensor]) -> None:
-        start = 0
-        for p in self.working.tensors:
-            low, high = max(start, self.own.start), min(start + p.numel(), self.own.stop)
-            if low < high:
-                part = offset[0][low - self.own.start : high - self.own.start]
-                part.copy_(p.reshape(-1)[low - start : high - start])
-            start += p.numel()
-        offset[0].sub_(self.theta[0])
+        torch.sub(self._own_part(self.working.tensors), self.theta[0], out=offset[0])
 
     def _reduce_gradient(self) -> None:
         self.working.processes.mean_scattered(self.flat, self.theta_gradient[0])
@@ -273,9 +282,7 @@ class FlatMasterWeights(MasterWeights):
 
     @torch.no_grad()
     def scatter(self, wholes: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-        flat = torch.zeros_like(self.flat)
-        torch._foreach_copy_(self._views(flat), list(wholes))
-        into[0].copy_(flat[self.own])
+        into[0].copy_(self._own_part(wholes))
 
 
 class OffloadedMasterWeights(MasterWeights):
