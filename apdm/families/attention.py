@@ -63,7 +63,7 @@ class AttentionMaps:
     """Attention maps by the layer's name: probabilities `[B, heads, positions, keys]` whose rows sum to 1.
 
     Args:
-        cross: maps over the prompt's tokens, or what is kept of them.
+        cross: maps over the prompt's tokens.
         self_: maps over the picture's own positions.
     """
 
@@ -81,7 +81,8 @@ def watch_attention(
     layers: Iterable[AttentionLayer],
     *,
     max_positions: int | None = None,
-    keep_cross: Callable[[Tensor], Tensor] | None = None,
+    only_cross: bool = False,
+    keep: Callable[[Tensor], Tensor] = lambda probabilities: probabilities,
 ) -> Iterator[AttentionMaps]:
     """Record the attention maps of every forward pass inside the `with` block.
 
@@ -91,15 +92,15 @@ def watch_attention(
         layers: the layers to watch, usually `family.attention_layers(denoiser)`.
         max_positions: leave out layers with more positions of the picture than this, because the size of a
             self-attention map grows with their square. None watches all layers.
-        keep_cross: for those who need maps over the prompt's tokens alone: what is kept of such a map, in place of the
-            whole. Maps of the picture's positions over each other, which take most memory, are then not made. None
-            records both kinds of maps.
+        only_cross: make maps over the prompt's tokens alone. Maps of the picture's positions over each other take most
+            memory.
+        keep: what is kept of each map as soon as it is made; by default the whole map.
 
     Yields:
         The maps. They are filled by the forward passes.
     """
     maps = AttentionMaps()
-    watcher = _Watcher(maps, max_positions, keep_cross)
+    watcher = _Watcher(maps, max_positions, only_cross, keep)
     handles: list[RemovableHandle] = []
     layers = list(layers)
     for sequence in dict.fromkeys(layer.sequence for layer in layers if layer.sequence):
@@ -201,9 +202,9 @@ class _Watcher(TorchFunctionMode):
     """Intercepts torch functions and records the attention of the layer whose forward pass is running."""
 
     def __init__(
-        self, maps: AttentionMaps, max_positions: int | None, keep_cross: Callable[[Tensor], Tensor] | None
+        self, maps: AttentionMaps, max_positions: int | None, only_cross: bool, keep: Callable[[Tensor], Tensor]
     ) -> None:
-        self.maps, self.max_positions, self.keep_cross = maps, max_positions, keep_cross
+        self.maps, self.max_positions, self.only_cross, self.keep = maps, max_positions, only_cross, keep
         self.begun: dict[OneSequence, Places] = {}  # of the call of the denoiser that is running
         self.running: list[tuple[AttentionLayer, Places | None]] = []
 
@@ -243,7 +244,7 @@ class _Watcher(TorchFunctionMode):
         crosses = places is not None or bool(
             getattr(layer.module, "is_cross_attention", key.shape[-2] != query.shape[-2])
         )
-        looks_at_itself = self.keep_cross is None and (places is not None or not crosses)
+        looks_at_itself = not self.only_cross and (places is not None or not crosses)
         seen = query[..., picture, :]
         too_many = self.max_positions is not None and seen.shape[-2] > self.max_positions
         if too_many or not (crosses or looks_at_itself):
@@ -259,10 +260,9 @@ class _Watcher(TorchFunctionMode):
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         if looks_at_itself:
-            self.maps.self_[layer.name] = scores[..., picture].softmax(dim=-1)
+            self.maps.self_[layer.name] = self.keep(scores[..., picture].softmax(dim=-1))
         if crosses:
-            probabilities = scores[..., prompt].softmax(dim=-1)
-            self.maps.cross[layer.name] = self.keep_cross(probabilities) if self.keep_cross else probabilities
+            self.maps.cross[layer.name] = self.keep(scores[..., prompt].softmax(dim=-1))
 
 
 def map_distance(first: dict[str, Tensor], second: dict[str, Tensor], token: int | None = None) -> Tensor:

@@ -185,7 +185,7 @@ class ProtectionTask:
         # A new generator is used, so that the check does not change later random numbers.
         draw = replace(self, generator=torch.Generator()).draw(1)
         layers = self.family.attention_layers(self.family.denoiser)
-        with watch_attention(layers, max_positions=max_positions) as maps:
+        with watch_attention(layers, max_positions=max_positions, only_cross=True) as maps:
             self.denoising_error(self.family.denoiser, draw.noise, draw)
         if not maps.cross:
             raise UserError(

@@ -72,7 +72,7 @@ def _attention_to(
         return probabilities.mean(1)[..., positions].sum(-1)
 
     layers = model.attention_layers(model.denoiser)
-    with watch_attention(layers, max_positions=MAX_POSITIONS, keep_cross=to_tokens) as maps:
+    with watch_attention(layers, max_positions=MAX_POSITIONS, only_cross=True, keep=to_tokens) as maps:
         model.predict(model.denoiser, noisy, timesteps, embeds.expand(len(noisy), -1, -1))
     if not maps.cross:
         return None

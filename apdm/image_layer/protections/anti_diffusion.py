@@ -69,7 +69,7 @@ class AntiDiffusion(AntiDiffusionConfig, PhotoProtection):
         def loss(photos: list[Tensor], which: list[int]) -> Tensor:
             draw = task.draw(len(photos), which)
             layers = task.family.attention_layers(denoiser)
-            with watch_attention(layers, max_positions=self.attention_max_positions) as maps:
+            with watch_attention(layers, max_positions=self.attention_max_positions, only_cross=True) as maps:
                 # Not prompts.embeds[which], which would wait for the device to take the list.
                 own = torch.stack([prompts.embeds[i] for i in which])
                 error = task.denoising_error(denoiser, task.latents(photos, draw), draw, own)

@@ -110,7 +110,7 @@ class DisDiff(ASPL):
             if self.merit_sampling and isinstance(pgd, MeritPGD):
                 shares = merit(draw.timesteps, task.family.num_train_timesteps)
                 pgd.merits.update(zip(which, shares, strict=True))
-            with watch_attention(layers, max_positions=self.attention_max_positions) as maps:
+            with watch_attention(layers, max_positions=self.attention_max_positions, only_cross=True) as maps:
                 error = task.denoising_error(surrogate.denoiser, task.latents(photos, draw), draw, prompts)
             return error + self.attention_weight * erasure(maps.cross, words=words, own=own)
 
