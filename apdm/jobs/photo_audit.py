@@ -34,7 +34,7 @@ from apdm.export.layout import PHOTO_CELLS, REPORT, RESULTS
 from apdm.faces import FaceNetworks
 from apdm.jobs.auditing.inputs import check_reused, load_judges, try_networks
 from apdm.jobs.auditing.output import cell_store, claim_audit_dir
-from apdm.jobs.auditing.picture_sheets import save_pictures
+from apdm.jobs.auditing.picture_sheets import read_pictures, save_pictures
 from apdm.jobs.auditing.plan import check_with_models, model_file, read_models
 from apdm.jobs.auditing.run import with_class_pictures
 from apdm.jobs.common.face_networks import face_networks
@@ -203,7 +203,8 @@ def _attack_and_report(
     layer, pictures = done
     results = _judged(plan, layer, strangers, matched)
     write_results(results, output / RESULTS)
-    shown = save_pictures(pictures, output)
+    save_pictures(pictures, output)
+    shown = read_pictures(results, output)
     write_photo_report(results, output / REPORT, shown)
     if tracker is not None:
         track_audit(tracker, results, shown, output / REPORT)

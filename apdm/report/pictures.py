@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,14 +153,20 @@ def encode_pictures(pictures: Pictures) -> Encoded:
 
     If a name has more pictures than are shown, the shown pictures are spread evenly, so every prompt is represented.
     """
+    for side, count in PICTURE_SIZES[:-1]:
+        if (encoded := _encoded(pictures, side, count, limit=PICTURE_BYTES)) is not None:
+            return encoded
+    return _encoded(pictures, *PICTURE_SIZES[-1]) or {}
+
+
+def _encoded(pictures: Pictures, side: int, count: int, *, limit: float = math.inf) -> Encoded | None:
+    """Encode `count` pictures of each name with at most `side` pixels; None as soon as they exceed `limit` bytes."""
     encoded: Encoded = {}
-    for side, count in PICTURE_SIZES:
-        encoded = {
-            name: [_data_uri(image, side) for image in (images if _is_strip(name) else _spread(images, count))]
-            for name, images in pictures.items()
-        }
-        if sum(len(uri) for uris in encoded.values() for uri in uris) <= PICTURE_BYTES:
-            break
+    for name, images in pictures.items():
+        encoded[name] = [_data_uri(image, side) for image in (images if _is_strip(name) else _spread(images, count))]
+        limit -= sum(map(len, encoded[name]))
+        if limit < 0:
+            return None
     return encoded
 
 

@@ -21,7 +21,7 @@ from apdm.audit.results.picture_names import COURSE, picture_name
 from apdm.audit.results.schema import from_json
 from apdm.audit.results.store import KeptPictures
 from apdm.cli import main
-from apdm.core.pictures import read_grid
+from apdm.core.pictures import read_grid, to_pil
 from apdm.export.manifest import verify_manifest, write_manifest
 from apdm.jobs.auditing.picture_sheets import (
     attack_folder,
@@ -55,7 +55,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row["seed"] = {3: 9, 4: 10}[row["seed"]]
     results = from_json(Results, content)
     write_results(results, output / "results.json")
-    write_report(results, output / "report.html", save_pictures(drawn(content), output))
+    save_pictures(drawn(content), output)
+    write_report(results, output / "report.html", read_pictures(results, output))
     write_manifest(output, config_hash="")
     return output
 
@@ -113,9 +114,11 @@ def test_where_pictures_are_missing_the_page_says_so(output: Path, capsys: pytes
 def test_sheets_are_cut_into_the_pictures_that_they_were_made_of(tmp_path: Path) -> None:
     results = from_json(Results, make_results())
     for count in (1, 3, 4, 5, 8):
-        saved = save_pictures({"class/base": torch.rand(count, 3, SIDE, SIDE)}, tmp_path)["class/base"]
+        saved = torch.rand(count, 3, SIDE, SIDE)
+        save_pictures({"class/base": saved}, tmp_path)
         again = read_pictures(results, tmp_path)["class/base"]
-        assert [one.tobytes() for one in again] == [one.tobytes() for one in saved]
+        expected = [saved[place * count // min(count, 6)] for place in range(min(count, 6))]  # a page shows six
+        assert [one.tobytes() for one in again] == [to_pil(one).tobytes() for one in expected]
 
 
 def test_of_many_large_pictures_one_set_is_in_memory_at_a_time_and_what_is_shown_is_small(tmp_path: Path) -> None:
@@ -127,9 +130,25 @@ def test_of_many_large_pictures_one_set_is_in_memory_at_a_time_and_what_is_shown
         alive.add(images := torch.rand(8, 3, 512, 512))
         return images
 
-    saved = save_pictures(KeptPictures({f"attack/base/s01/{seed}": read for seed in range(4)}), tmp_path)
-    assert {image.size for images in saved.values() for image in images} == {(384, 384)}
-    assert {len(images) for images in saved.values()} == {6}
+    save_pictures(KeptPictures({f"attack/base/s01/{seed}": read for seed in (3, 4)}), tmp_path)
+    found = read_pictures(from_json(Results, make_results()), tmp_path)
+    shown = found["attack/base/s01/3"]
+    assert [image.size for image in shown] == 6 * [(384, 384)] and "attack/base/s01/4" not in found
+
+
+def test_only_pictures_that_the_page_shows_are_read(tmp_path: Path) -> None:
+    """Of a later attack, whose strip takes their place, none. 50 people and 10 attacks had 2.6 GB of them in memory."""
+    content = make_results()
+    later = [row | {"spec": "lora"} for row in content["attacks"]]
+    outcome = next(one for one in content["by_attack"] if one["spec"] == content["attacks"][0]["spec"])
+    content["attacks"] += later
+    content["by_attack"].append(outcome | {"spec": "lora"})
+    pictures = drawn(content)
+    pictures |= {name.replace("attack/", "lora/", 1): images for name, images in pictures.items() if "attack" in name}
+    save_pictures(pictures, tmp_path)
+    found = read_pictures(from_json(Results, content), tmp_path)
+    assert any(name.startswith("attack/") for name in found) and any(name.startswith("course/lora/") for name in found)
+    assert not any(name.startswith("lora/") for name in found)
 
 
 def test_pictures_are_not_taken_from_elsewhere(output: Path) -> None:

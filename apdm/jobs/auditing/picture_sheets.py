@@ -28,7 +28,7 @@ from apdm.core.files import list_files
 from apdm.core.pictures import grid, read_grid, save_png, to_pil
 from apdm.export.layout import PICTURES
 from apdm.report.attack_page import AttackPictures, title_of
-from apdm.report.pictures import Pictures, as_shown
+from apdm.report.pictures import Pictures, as_shown, shown_names
 from apdm.report.strips import course_sheets, strip_image, strips
 
 AFTER = "after"  # the sheet of the pictures after an attack on one model
@@ -37,8 +37,8 @@ COLUMNS = 4  # of a sheet; its pictures are squares
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel
 
 
-def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
-    """Save pictures as one sheet for each name, and return what the report shows of them.
+def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> None:
+    """Save pictures as one sheet for each name.
 
     They are read one name after another, because those of a whole audit may be more than the memory holds.
 
@@ -46,16 +46,13 @@ def save_pictures(pictures: Mapping[str, Tensor], output: Path) -> Pictures:
         pictures: {name: [N, 3, H, W] in [0, 1]}, or [rows, columns, 3, H, W] for a sheet of so many rows and columns.
         output: the folder of results.json.
     """
-    found = {}
     for name, images in pictures.items():
-        columns, flat = COLUMNS if images.ndim == 4 else images.shape[1], images.flatten(0, -4)
-        save_png(grid(flat, columns), output / PICTURES / f"{name}.png")
-        found[name] = _shown(name, [to_pil(image) for image in flat])
-    return found
+        columns = COLUMNS if images.ndim == 4 else images.shape[1]
+        save_png(grid(images.flatten(0, -4), columns), output / PICTURES / f"{name}.png")
 
 
 def read_pictures(results: AnyResults, output: Path) -> Pictures:
-    """Read what `save_pictures` saved, and return what it returned, as far as a report shows it.
+    """Read what a report shows of the pictures that `save_pictures` saved, and no other picture.
 
     Args:
         results: the results that were saved with the pictures.
@@ -74,13 +71,17 @@ def read_pictures(results: AnyResults, output: Path) -> Pictures:
         if place not in places and (name in sheets or expected):
             places.add(place)
             chosen[name] = sheets.get(name)
-    courses = {} if isinstance(results, PhotoResults) else course_sheets(results)
     others = sheets.keys() - dict(drawn).keys()
     chosen |= {name: sheets[name] for name in sorted(others) if name.split("/")[0] not in (COURSE, STRIPS)}
+    courses = {}
     if isinstance(results, Results):
         chosen |= {name: sheets.get(name) for name in ("class/base", "class/hardened")}
-    found = {name: [] if sheet is None else _shown(name, _cut(sheet)) for name, sheet in chosen.items()}
-    return found | {name: _cut(sheets[name], columns) for name, columns in courses.items() if name in sheets}
+        courses = {
+            name: _cut(sheets[name], columns) for name, columns in course_sheets(results).items() if name in sheets
+        }
+        shown = {*shown_names(results, list(map(without_seed, chosen)), strips(results, courses))}
+        chosen = {name: sheet for name, sheet in chosen.items() if without_seed(name) in shown}
+    return {name: [] if sheet is None else as_shown(_cut(sheet)) for name, sheet in chosen.items()} | courses
 
 
 def save_attack_pictures(
@@ -149,11 +150,6 @@ def save_strips(results: Results, pictures: Pictures, output: Path) -> None:
     """Save the strip of each attack as a picture of its own, `strips/<attack>.png` among the audit's pictures."""
     for spec, strip in strips(results, pictures).items():
         save_png(strip_image(strip), output / PICTURES / STRIPS / f"{file_name(spec)}.png")
-
-
-def _shown(name: str, images: list[Image.Image]) -> list[Image.Image]:
-    """What a report shows of some pictures. The course of an attack is small, and strips choose from all of it."""
-    return images if name.startswith(f"{COURSE}/") else as_shown(images)
 
 
 def _drawn(results: AnyResults) -> Iterator[tuple[str, bool]]:

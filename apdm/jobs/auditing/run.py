@@ -28,7 +28,7 @@ from apdm.export.layout import ATTACKER_CLASS_IMAGES, CELLS, PHOTO_CELLS, REPORT
 from apdm.families import Posterior
 from apdm.families.encoding import encode_images
 from apdm.jobs.auditing.output import cell_store
-from apdm.jobs.auditing.picture_sheets import save_pictures, save_strips
+from apdm.jobs.auditing.picture_sheets import read_pictures, save_pictures, save_strips
 from apdm.jobs.common.class_pictures import picture_recipe
 from apdm.jobs.common.stages import ATTACKS, PHOTO_ATTACKS
 from apdm.jobs.common.tracked import track_audit
@@ -92,7 +92,8 @@ def audit_and_report(
     if layer is not None:
         results, pictures = replace(results, image_layer=layer[0]), pictures | layer[1]
     write_results(results, output / RESULTS)
-    shown = save_pictures(pictures, output)
+    save_pictures(pictures, output)
+    shown = read_pictures(results, output)
     save_strips(results, shown, output)
     write_report(results, output / REPORT, shown)
     if tracker is not None:
@@ -103,7 +104,8 @@ def audit_and_report(
 def _write_unfinished(results: Results, pictures: Mapping[str, Tensor], output: Path) -> None:
     """Write the report on the models, while the attacks with the protected photos are still to come."""
     verdict = replace(results.verdict, notes=[UNFINISHED, *results.verdict.notes])
-    write_report(replace(results, verdict=verdict), output / REPORT, save_pictures(pictures, output))
+    save_pictures(pictures, output)
+    write_report(replace(results, verdict=verdict), output / REPORT, read_pictures(results, output))
 
 
 def with_class_pictures(
