@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from apdm.core.pictures import to_signed
 from apdm.data.subjects import load_images
 
 WORDS = (
@@ -117,7 +118,7 @@ def make_tokenizer() -> CLIPTokenizer:
 @torch.no_grad()
 def encode_photos(pipeline: Any, photos: Mapping[str, Iterable[Path]], resolution: int) -> dict[str, Tensor]:
     """{caption: latents [N, 4, R / 8, R / 8]} of photos {caption: files}, as squares of R pixels."""
-    images = {caption: load_images(list(files), resolution) for caption, files in photos.items()}
+    images = {caption: to_signed(load_images(list(files), resolution)) for caption, files in photos.items()}
     return {
         caption: torch.cat([pipeline.vae.encode(image[None]).latents for image in pixels])
         for caption, pixels in images.items()

@@ -37,7 +37,7 @@ from apdm.audit.results.store import CellStore, KeptPictures, key_of, tensor_has
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
-from apdm.core.pictures import to_unit
+from apdm.core.pictures import to_signed, to_unit
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Posterior
@@ -142,7 +142,7 @@ class PhotoAudit:
 
     @property
     def _holdout(self) -> dict[str, Tensor]:
-        """{person: hold-out photos [M, 3, R, R] in [-1, 1]}, which define likeness."""
+        """{person: hold-out photos [M, 3, R, R], uint8}, which define likeness."""
         return {one.id: one.references for one in self.plan.subjects.protected if one.id in self.pairs}
 
     @cached_property
@@ -162,7 +162,7 @@ class PhotoAudit:
     # -- the attacks ---------------------------------------------------------------------------------------------
 
     def _draw(self, cell: PhotoCell, photos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Attack with photos [N, 3, R, R] in [-1, 1], and draw a picture for each of M prompts.
+        """Attack with photos [N, 3, R, R], uint8 or in [-1, 1], and draw a picture for each of M prompts.
 
         Returns:
             Pictures [M, 3, R, R] in [0, 1].
@@ -171,7 +171,8 @@ class PhotoAudit:
         options = {"seed": PICTURE_SEED + cell.seed * SEED_STRIDE, **drawing.options(photos)}
         if not is_zero_shot(cell.attack):
             latents = encode_images(base, photos, batch_size=drawing.batch_size)
-            material = Material(latents, self.class_images, photos, {"base": base}, captions=cell.pair.captions)
+            pixels, captions = to_signed(photos), cell.pair.captions
+            material = Material(latents, self.class_images, pixels, {"base": base}, captions=captions)
             attacked = self.plan.factory.make(cell.attack, seed=cell.seed).run(base, material).model
             return attacked.sample(prompts, **options)
         if cell.attack == ADAPTER_ATTACK and self.specs.adapter is not None:
@@ -346,4 +347,4 @@ def photos_and_changes(pairs: Mapping[str, PhotoPair]) -> KeptPictures:
 
 
 def _difference(pair: PhotoPair) -> Tensor:
-    return 0.5 + DIFFERENCE_GAIN * (pair.protected - pair.clean) / 2
+    return 0.5 + DIFFERENCE_GAIN * (to_signed(pair.protected) - to_signed(pair.clean)) / 2

@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
+from apdm.core.pictures import to_signed
 from apdm.data.subjects import Subject
 
 # Measured on photos of faces and of things, and on drawn people, from 16 to 1024 pixels. Copies of a photo (JPEG and
@@ -81,7 +82,7 @@ class PhotoSet:
         role: what the photos are used for.
         folder: the folder, as the user gave it.
         files: the files of N photos.
-        images: the photos of each person, or all photos if they are of nobody in particular: `[n, 3, R, R]` in [-1, 1]
+        images: the photos of each person, or all photos if they are of nobody in particular: `[n, 3, R, R]`, uint8,
             each, N together.
         thumbnails: small versions of the photos without colours, `[N, 1, T, T]`.
         people: {name of a person's folder, in the form in which names are compared: the name as it is}; empty if the
@@ -110,7 +111,7 @@ class PhotoSet:
         Args:
             role: what they are used for.
             files: the files of N photos.
-            images: the photos, `[N, 3, R, R]` in [-1, 1].
+            images: the photos, `[N, 3, R, R]`, uint8.
         """
         return PhotoSet(role=role, folder=folder, files=files, images=[images], thumbnails=_thumbnails(images))
 
@@ -120,7 +121,7 @@ class PhotoSet:
 
         Args:
             role: what they are used for.
-            photos: {person: photos, `[N, 3, R, R]` in [-1, 1]}.
+            photos: {person: photos, `[N, 3, R, R]`, uint8}.
         """
         return PhotoSet(
             role=role,
@@ -192,9 +193,9 @@ def _alike_or_mirrored(one: Tensor, other: Tensor) -> Tensor:
 
 def _thumbnails(images: Tensor) -> Tensor:
     """Return small versions of photos without colours: `[N, 3, R, R]` becomes `[N, 1, T, T]`."""
-    luma, cells = images.new_tensor(LUMA)[:, None, None], FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS
-    small = [adaptive_avg_pool2d((image * luma).sum(dim=0, keepdim=True), cells) for image in images]
-    return torch.stack(small)  # one after another, because all photos may take much of the memory already
+    luma, cells = torch.tensor(LUMA)[:, None, None], FINE_CELLS if images.shape[-1] >= FINE_RESOLUTION else CELLS
+    small = [adaptive_avg_pool2d((to_signed(image) * luma).sum(dim=0, keepdim=True), cells) for image in images]
+    return torch.stack(small)
 
 
 def _alike(one: Tensor, other: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def require_read(*listings: Listing) -> None:
 
 
 def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
-    """Return photos as a trainer sees them: upright, in RGB, cut to a centred square.
+    """Return photos as a trainer sees them, in 8 bits: upright, in RGB, cut to a centred square.
 
     The shorter side is resized to `resolution` with Lanczos, and the longer side is cropped equally at both ends, so
     the aspect ratio is kept. Every photo is decoded completely, so calling this before long work finds every bad file.
@@ -184,7 +184,7 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
         resolution: R, the side of the squares in pixels.
 
     Returns:
-        `[N, 3, R, R]` float32 in [-1, 1].
+        `[N, 3, R, R]`, uint8. `apdm.core.pictures` makes floats of a part of them.
 
     Raises:
         UserError: there are no photos, or one is unreadable, truncated, too small or too large.
@@ -192,15 +192,14 @@ def load_images(paths: Sequence[Path], resolution: int) -> Tensor:
     if not paths:
         raise UserError("there are no photos to load")
     size = (resolution, resolution)
+    images = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
 
-    def read(path: Path) -> Tensor:
-        return torch.from_numpy(np.array(ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS)))
+    def read(image: Tensor, path: Path) -> None:
+        square = ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS)
+        image.copy_(torch.from_numpy(np.array(square)).permute(2, 0, 1))
 
-    squares = each(paths, read)
-    images = torch.empty(len(squares), 3, *size)  # filled in place: 200 pictures of 1024 pixels are 2.5 GB
-    for image, square in zip(images, squares, strict=True):
-        image.copy_(square.permute(2, 0, 1))
-    return images.div_(127.5).sub_(1.0)
+    each(zip(images, paths, strict=True), lambda pair: read(*pair))
+    return images
 
 
 def read_image(path: Path) -> Image.Image:

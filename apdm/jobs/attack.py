@@ -30,7 +30,6 @@ from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import delete, list_files, write_json
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.edit_prompts import Edit, read_edits
@@ -242,7 +241,7 @@ def _run(
     plan, drawn, latents = with_class_pictures(config, plan, processes)
     cells = Matrix.of(plan, plan.entries).cells
     processes.on_main(lambda: _delete_other_models(output, cells))
-    seen = plan.judges.features(to_unit(drawn))
+    seen = plan.judges.features(drawn)
     del drawn  # of large pictures, gigabytes
 
     def keep(cell: Cell, attacked: Family) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from apdm.audit.inputs.face_checks import check_faces
+from apdm.audit.inputs.face_checks import check_faces, show_faces
 from apdm.audit.results.common import Verdict
 from apdm.config import AttackConfig, AuditJobConfig, HardenConfig, PerturbConfig
 from apdm.core.disk import picture_size
 from apdm.core.errors import Faults
 from apdm.core.files import check_output_dir
-from apdm.core.pictures import to_unit
 from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.drawn_pictures import count_drawn
@@ -140,6 +139,7 @@ def harden_rows(config: HardenConfig, inputs: HardenInputs, device: torch.device
         "for variety.photos": resources.variety_passes(config.variety.photos, inputs.encoded_photos),
     }
     rows: dict[str, Row] = {
+        "photos kept": lambda: resources.photos_kept(_photo_sets(inputs)),
         "faces seen": lambda: _faces(inputs),
         "training memory": lambda: resources.harden_memory(config, base, cost, device, processes),
     }
@@ -175,18 +175,22 @@ def validation_passes(config: HardenConfig, family: Family) -> float:
     return config.max_train_steps // options.steps * each
 
 
+def _photo_sets(inputs: HardenInputs) -> list[PhotoSet]:
+    """All photos of a hardening run."""
+    sets = [*inputs.photos.sets, *inputs.consenting.sets, *inputs.earlier.sets]
+    return sets + list(inputs.audit_inputs.subjects.sets if inputs.audit_inputs is not None else [])
+
+
 def _faces(inputs: HardenInputs) -> str | None:
     """How many photos show a face, if the run looks at faces at all."""
-    sets = [*inputs.photos.sets, *inputs.consenting.sets, *inputs.earlier.sets]
     score: FaceScore | None
     if inputs.audit_inputs is not None:
-        sets += inputs.audit_inputs.subjects.sets
         score = inputs.audit_inputs.judges.face_score
     elif inputs.photo_job is not None and inputs.photo_job.faces is not None:
         score = DetectorScore(inputs.photo_job.faces.detector)
     else:
         return None
-    return faces_in_squares(sets, score)
+    return faces_in_squares(_photo_sets(inputs), score)
 
 
 @torch.no_grad()
@@ -207,8 +211,7 @@ def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> 
     shown: dict[Path, bool] = {}  # some photos come twice, for hardening and for the audit
     for photos in (found for found in sets if found.role not in (Role.CLASS, Role.SAFE)):
         for files, images in photos.by_person:
-            seen = face_score.score(to_unit(images)) >= face_score.threshold
-            shown.update(zip(files, seen.tolist(), strict=True))
+            shown.update(zip(files, show_faces(images, face_score).tolist(), strict=True))
     without = [path for path, has_face in shown.items() if not has_face]
     text = f"in {len(shown) - len(without)} of {len(shown)} photos by {face_score.name}"
     return text + (f"; none in {name_some(without)}" if without else "")
@@ -340,6 +343,7 @@ def attack_rows(
     cost = resources.cost_of_pass(model, config.instance_prompt, config.resolution, half=False)
     faults.of(lambda: check_faces(sets, judges.encoders, judges.face_score))
     return {
+        "photos kept": lambda: resources.photos_kept(sets),
         "faces seen": lambda: faces_in_squares(sets, judges.face_score),
         "device memory": lambda: (
             nominal

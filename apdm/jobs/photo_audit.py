@@ -186,7 +186,7 @@ def _attack_and_report(
     plan, drawn, prior = with_class_pictures(config, plan, processes)
     judges, output = plan.judges, Path(config.output_dir)
     known = {person.id: judges.embed_person(to_unit(person.references)) for person in plan.subjects.protected}
-    seen = judges.features(to_unit(drawn))
+    seen = judges.features(drawn)
     del drawn  # of large pictures, gigabytes
     processes.on_main(lambda: warn_of_few_faces(judges, seen.detected))
     strangers, matched = measure_strangers(plan, known, seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, cast
@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from apdm.config.judges import EXAMPLE
 from apdm.core.devices import to_float64
-from apdm.core.pictures import to_array
+from apdm.core.pictures import to_array, to_unit
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.person import embed_person
@@ -103,6 +103,9 @@ class JudgesDescription:
 class Judges:
     """The networks that judge the pictures.
 
+    Photos in 8 bits may stand for `images` in [0, 1] in `features`, `detect`, `whole_features`, `embed` and
+    `embed_seen`. They become floats batch by batch, because many of them may take most of the memory.
+
     Attributes:
         encoders: the encoders that judge likeness.
         face_score: decides whether a picture shows a face; None for subjects that have none.
@@ -144,7 +147,7 @@ class Judges:
         """Face scores [N] of `images` [N, 3, H, W] in [0, 1], and whether they show a face; see `Features`."""
         if self.face_score is None:
             return None, torch.ones(len(images), dtype=torch.bool)
-        scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in images.split(self.batch_size)])
+        scores = torch.cat([self.face_score.score(chunk).cpu() for chunk in self._batches(images)])
         return scores, scores >= self.face_score.threshold
 
     @torch.no_grad()
@@ -152,16 +155,21 @@ class Judges:
         """Features [N, G] of whole pictures [N, 3, H, W] in [0, 1], for `similarity`; None without a network."""
         return self._extract(self.dino or self.extractor, images)
 
+    def _batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield parts of `images` in [0, 1]."""
+        for chunk in images.split(self.batch_size):
+            yield chunk if chunk.is_floating_point() else to_unit(chunk)
+
     def _extract(self, extractor: Extractor | None, images: Tensor) -> Tensor | None:
         if extractor is None:
             return None
-        return torch.cat([extractor(chunk).cpu() for chunk in images.split(self.batch_size)])
+        return torch.cat([extractor(chunk).cpu() for chunk in self._batches(images)])
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """{encoder: embeddings [N, D]} of `images` [N, 3, H, W] in [0, 1]."""
-        chunks = images.split(self.batch_size)
-        return {e.name: torch.cat([e.embed(chunk).cpu() for chunk in chunks]) for e in self.encoders}
+        found = [{e.name: e.embed(chunk).cpu() for e in self.encoders} for chunk in self._batches(images)]
+        return {name: torch.cat([one[name] for one in found]) for name in self.names}
 
     @torch.no_grad()
     def embed_seen(self, images: Tensor) -> dict[str, Tensor]:

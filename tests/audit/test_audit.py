@@ -19,7 +19,7 @@ from apdm.audit.inputs.people import Person
 from apdm.audit.results.schema import from_json
 from apdm.audit.results.store import CellStore
 from apdm.core.errors import UserError
-from apdm.core.pictures import to_pil
+from apdm.core.pictures import to_pil, to_unit
 from apdm.report.audit_page import write_report
 
 
@@ -189,7 +189,7 @@ def test_one_failed_cell_does_not_end_the_audit(run_audit):
 
 def test_photos_are_shown_only_when_asked_for(run_audit):
     _, pictures = run_audit(replace(CONFIG, seeds=1, show_photos=True), others=[])
-    assert torch.equal(pictures["photos/s01"], (photos(3, 1) / 2 + 0.5).clamp(0, 1))
+    assert torch.equal(pictures["photos/s01"], to_unit(photos(3, 1)))
 
 
 def test_strangers_whom_every_encoder_takes_for_the_person_make_the_audit_unreliable(audited):
@@ -200,7 +200,7 @@ def test_strangers_whom_every_encoder_takes_for_the_person_make_the_audit_unreli
 
 def test_strangers_without_a_face_are_not_counted(run_audit):
     given = photos(12, 60)
-    scores = ConvJudge("face", 0.0, 3).score(given / 2 + 0.5)
+    scores = ConvJudge("face", 0.0, 3).score(to_unit(given))
     score = ConvJudge("face", scores.median().item(), 3)
     seen = scores >= score.threshold
     half, whole = (

@@ -12,6 +12,7 @@ from real_assets import ASSETS, needs_assets
 from torch.nn.functional import normalize
 
 from apdm.audit.inputs.face_checks import look_at_faces
+from apdm.core.pictures import to_unit
 from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import find_subjects, load_images
@@ -56,7 +57,7 @@ def test_one_line_says_which_face_is_compared_and_no_stranger_and_no_wall_poison
     )
     assert encoder.detector is not None
     judges = Judges([encoder], DetectorScore(encoder.detector), PortraitFeatures())
-    images = photos.images[0] / 2 + 0.5
+    images = to_unit(photos.images[0])
     ((embedded),) = judges.embed_person(images).values()
     with torch.no_grad():
         largest = encoder.embed(images)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
+from tiny_audit import ConvJudge
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apdm.audit.results.store import CellStore
-from apdm.core.pictures import as_images, grid, read_grid, save_png, to_pil, to_unit
+from apdm.audit.results.store import CellStore, tensor_hash
+from apdm.core.pictures import as_images, grid, read_grid, save_png, to_pil, to_signed, to_unit
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
+from apdm.metrics.judges import Judges
 
 
 def test_gaps_of_a_sheet_are_white_and_values_are_rounded_and_clipped():
@@ -37,6 +40,17 @@ def test_a_sheet_of_more_pixels_than_pillow_opens_is_read(tmp_path: Path, monkey
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
+def test_photos_in_8_bits_give_the_same_numbers_as_photos_that_were_kept_as_floats():
+    photos = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
+    kept = torch.empty(3, 3, 16, 16).copy_(photos).div_(127.5).sub_(1.0)
+    assert torch.equal(to_signed(photos), kept) and to_signed(kept) is kept
+    assert torch.equal(to_unit(photos), to_unit(kept)) and torch.equal(to_unit(photos), kept / 2 + 0.5)
+    assert tensor_hash(photos) == tensor_hash(kept)  # finished attacks of earlier versions are found
+    seen, expected = (JUDGES.features(images) for images in (photos, to_unit(kept)))
+    assert torch.equal(seen.embeddings["one"], expected.embeddings["one"])
+    assert torch.equal(cast(Tensor, seen.face_scores), cast(Tensor, expected.face_scores))
+
+
 class Copies(TorchDispatchMode):
     """Keeps all float tensors of at least `numbers` numbers that are made."""
 
@@ -52,15 +66,19 @@ class Copies(TorchDispatchMode):
 
 
 IMAGES = torch.rand(5, 3, 40, 40)
+PHOTOS = (IMAGES * 255).byte()
+JUDGES = Judges([ConvJudge("one", 0.0, 1)], ConvJudge("face", -2.0, 2), None, batch_size=1)
 
 
 @pytest.mark.parametrize(
     ("copies", "use"),
     [
-        (1, lambda files: load_images(files, 40)),
+        (0, lambda files: load_images(files, 40)),
+        (1, lambda files: to_unit(PHOTOS)),
         (1, lambda files: to_unit(IMAGES)),
         (1, lambda files: as_images(torch.zeros(5, 40, 40, 3, dtype=torch.uint8))),
-        (0, lambda files: PhotoSet.of(Role.CLASS, "class", files, IMAGES)),
+        (0, lambda files: PhotoSet.of(Role.CLASS, "class", files, PHOTOS)),
+        (0, lambda files: JUDGES.embed_seen(PHOTOS)),
     ],
 )
 def test_many_pictures_are_in_memory_once(copies: int, use: Callable[[list[Path]], object], tmp_path: Path):

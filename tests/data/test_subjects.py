@@ -26,8 +26,8 @@ def corner(path: Path, resolution: int = 16) -> list[int]:
     """The top left pixel in 0..255, and a check that the tensor is what it says."""
     images = load_images([path], resolution)
     assert images.shape == (1, 3, resolution, resolution)
-    assert images.dtype == torch.float32 and images.min() >= -1 and images.max() <= 1
-    return ((images[0, :, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert images.dtype == torch.uint8 and images.is_contiguous()
+    return images[0, :, 0, 0].tolist()
 
 
 # ---- folders
@@ -137,9 +137,8 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
 # ---- photos
 
 
-def test_a_pixel_comes_back_as_minus_1_to_1_in_rgb_order(tmp_path):
-    image = load_images([photo(tmp_path / "p.png", color="#ff8000")], 16)
-    torch.testing.assert_close(image[0, :, 3, 5], torch.tensor([1.0, 128 / 127.5 - 1, -1.0]), atol=1e-6, rtol=0)
+def test_a_pixel_comes_back_in_rgb_order(tmp_path):
+    assert load_images([photo(tmp_path / "p.png", color="#ff8000")], 16)[0, :, 3, 5].tolist() == [255, 128, 0]
 
 
 def test_a_photo_of_the_smallest_size_is_read(tmp_path):
@@ -148,7 +147,7 @@ def test_a_photo_of_the_smallest_size_is_read(tmp_path):
 
 def test_photos_keep_their_order(tmp_path):
     paths = [photo(tmp_path / f"{color}.png", color=color) for color in ("white", "black", "red")]
-    assert load_images(paths, 16)[:, :, 0, 0].tolist() == [[1, 1, 1], [-1, -1, -1], [1, -1, -1]]
+    assert load_images(paths, 16)[:, :, 0, 0].tolist() == [[255, 255, 255], [0, 0, 0], [255, 0, 0]]
 
 
 @pytest.mark.parametrize("landscape", [True, False])
@@ -156,9 +155,9 @@ def test_the_centred_square_is_taken_and_the_aspect_kept(tmp_path, landscape):
     pixels = np.zeros((32, 96, 3), dtype=np.uint8)
     pixels[:, 32:64] = 255
     Image.fromarray(pixels if landscape else pixels.swapaxes(0, 1)).save(tmp_path / "p.png")
-    assert load_images([tmp_path / "p.png"], 32).eq(1).all()
+    assert load_images([tmp_path / "p.png"], 32).eq(255).all()
     half = load_images([tmp_path / "p.png"], 16)
-    assert half[..., 4:12, 4:12].eq(1).all()
+    assert half[..., 4:12, 4:12].eq(255).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA"])
@@ -247,7 +246,7 @@ def test_a_photo_is_turned_upright_as_exif_says(tmp_path):
     exif[0x0112] = 6  # turn clockwise to view: left becomes top
     image.save(tmp_path / "p.png", exif=exif)
     upright = load_images([tmp_path / "p.png"], 32)[0, 0]
-    assert upright[:8].eq(1).all() and upright[-8:].eq(-1).all()
+    assert upright[:8].eq(255).all() and upright[-8:].eq(0).all()
 
 
 def test_a_phones_multi_picture_jpeg_is_read(tmp_path):

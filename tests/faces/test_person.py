@@ -9,6 +9,7 @@ from real_assets import ASSETS, needs_assets
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from apdm.core.pictures import to_unit
 from apdm.data.subjects import load_images
 from apdm.faces import Face, load_detector, load_encoder
 from apdm.faces.person import PersonsFace, choose_faces, embed_person
@@ -76,10 +77,10 @@ def test_real_references_with_a_stranger_in_them_are_still_of_the_person(tmp_pat
     encoder = load_encoder(
         f"{ASSETS / 'encoders/mobilefacenet/mobilefacenet.pt'}=0.255", detector=detector, allow_pickle=True
     )
-    images = load_images([*own[1:4], tmp_path / "group.png"], 512) / 2 + 0.5
+    images = to_unit(load_images([*own[1:4], tmp_path / "group.png"], 512))
     images = torch.cat([images, torch.full_like(images[:1], 0.5)])  # the last one shows nobody
     with torch.no_grad():
-        person, (stranger,) = embed_person(encoder, images), encoder.embed(load_images(other[:1], 512) / 2 + 0.5)
+        person, (stranger,) = embed_person(encoder, images), encoder.embed(to_unit(load_images(other[:1], 512)))
     assert float(person[3] @ normalize(person[:3].mean(dim=0), dim=0)) > 0.5 and float(person[3] @ stranger) < 0.255
     alone = [0, 1, 2, 4]
     torch.testing.assert_close(person[alone], encoder.embed(images[alone]))

@@ -21,6 +21,7 @@ from apdm.attacks.parts.batches import probe_loss
 from apdm.config import HardenConfig, L2PConfig, PerturbConfig
 from apdm.config.groups.image_layer import DLADiffConfig, ImageLayerConfig, ZeroShotConfig
 from apdm.core.files import list_files
+from apdm.core.pictures import to_signed
 from apdm.data.subjects import load_images
 from apdm.export.pipeline import export_model
 from apdm.families import load_family
@@ -222,7 +223,7 @@ def test_in_the_real_latent_spaces_photos_survive_and_models_are_hardened(tmp_pa
     type(pipeline)(**pipeline.components, **EXTRAS.get(kind, {})).save_pretrained(tmp_path / "base")
     family = load_family(tmp_path / "base")
     photo = sorted((ASSETS / "photos/faces/f01").glob("*.jpg"))[0]
-    image = load_images([photo], 256)
+    image = to_signed(load_images([photo], 256))
     with torch.no_grad():
         posterior = family.posterior(image)
         error = (family.decode(posterior.mean) - (image / 2 + 0.5)).square().mean()

@@ -67,6 +67,7 @@ def test_a_dry_run_shows_the_plan_by_count_and_writes_nothing(
     assert plan["people"] == "1 (p01)" or plan["people"].startswith("1 (")
     assert plan["steps"] == "4 outer steps, a simulated attacker of 1 or 3 steps in each"
     assert re.match(r"in \d+ of \d+ photos by portrait", plan["faces seen"])
+    assert re.match(r"\d\.\d MB in main memory", plan["photos kept"])
     assert "counted" in plan["training memory"] and "6 copies of the denoiser" in plan["photo memory"]
     assert "5 copies of the denoiser" in plan["audit memory"]
     assert "for hardening" in plan["work"] and "for attacks" in plan["work"]

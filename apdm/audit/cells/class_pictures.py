@@ -14,7 +14,6 @@ from apdm.audit.results.models import OtherPerson, Utility
 from apdm.audit.results.store import CellStore, key_of
 from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_unit
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.judges import Features, Judges
 from apdm.metrics.utility import StrangersLikeness, class_utility, strangers_likeness, strangers_matched
@@ -104,7 +103,7 @@ def measure_strangers(
     photos = plan.subjects.strangers
     if photos is None:
         require_face(drawn.detected, option="strangers_data_dir")
-    faces = None if photos is None else plan.judges.embed_seen(to_unit(photos))
+    faces = None if photos is None else plan.judges.embed_seen(photos)
     thresholds = {encoder.name: encoder.threshold for encoder in plan.judges.encoders}
     return strangers_likeness(protected, faces, drawn), strangers_matched(protected, faces, drawn, thresholds)
 

@@ -33,7 +33,7 @@ class References:
 
     @staticmethod
     def of(judges: Judges, photos: Tensor) -> References:
-        """Run the judges on `photos`, [M, 3, R, R] in [-1, 1]."""
+        """Run the judges on `photos`, [M, 3, R, R], uint8."""
         images = to_unit(photos)
         return References(judges.embed_person(images), judges.whole_features(images))
 
@@ -66,7 +66,7 @@ def editing_quality(
 
     Args:
         images: N pictures [N, 3, H, W] in [0, 1].
-        photos: M photos [M, 3, H, W] in [-1, 1]. Picture i was made from photo i modulo M.
+        photos: M photos [M, 3, H, W], uint8, or in [-1, 1]. Picture i was made from photo i modulo M.
         prompts, sources: for each picture what was asked, and what its photo shows.
     """
     turns = torch.arange(len(images)) % len(photos)

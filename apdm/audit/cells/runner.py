@@ -26,6 +26,7 @@ from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.models import AttackRow, CurvePoint
 from apdm.core.devices import free_memory
 from apdm.core.errors import one_line
+from apdm.core.pictures import to_signed
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Features
@@ -97,7 +98,7 @@ class CellRunner:
                     Material(
                         latents,
                         self.class_images,
-                        cell.person.photos,
+                        to_signed(cell.person.photos),
                         others,
                         consenting=consenting,
                         adapter=self.plan.adapter,

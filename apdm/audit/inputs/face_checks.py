@@ -42,7 +42,7 @@ SHOWN = {Role.PROTECTED, Role.OTHER, *COMPARED}
 
 @dataclass
 class _Faces:
-    """The photos of one folder of a person that show a face: their files, and `images` [N, 3, R, R] in [0, 1]."""
+    """The photos of one folder of a person that show a face: their files, and `images` [N, 3, R, R], uint8."""
 
     files: Sequence[Path]
     images: Tensor
@@ -52,7 +52,7 @@ class _Faces:
     def embeddings(self) -> dict[str, Tensor]:
         """{encoder: embeddings [N, D]}."""
         chunks = self.images.split(BATCH_SIZE)
-        return {e.name: torch.cat([e.embed(chunk) for chunk in chunks]) for e in self.encoders}
+        return {e.name: torch.cat([e.embed(to_unit(chunk)) for chunk in chunks]) for e in self.encoders}
 
 
 @torch.no_grad()
@@ -111,6 +111,11 @@ def check_faces(
         logger.warning("%s shows %s: look at it and take it out%s", file, text, more)
 
 
+def show_faces(photos: Tensor, face_score: FaceScore) -> Tensor:
+    """Whether each of some photos `[N, 3, R, R]`, uint8, shows a face, `[N]` bool."""
+    return torch.cat([face_score.score(to_unit(chunk)) for chunk in photos.split(BATCH_SIZE)]) >= face_score.threshold
+
+
 def _read(
     photos: PhotoSet, encoders: Sequence[LikenessEncoder], face_score: FaceScore, *, required: bool
 ) -> Iterator[_Faces]:
@@ -120,14 +125,12 @@ def _read(
         UserError: `required` is true, and a face is seen in less than half of the photos of a person.
     """
     for own, images in photos.by_person:
-        units = to_unit(images)
-        scores = torch.cat([face_score.score(chunk) for chunk in units.split(BATCH_SIZE)])
-        detected = (scores >= face_score.threshold).tolist()
+        detected = show_faces(images, face_score).tolist()
         if required:
             require_faces(own[0].parent if photos.ids else Path(photos.folder), detected, face_score.name)
         if 2 * sum(detected) > len(detected):
             seen = [file for file, face in zip(own, detected, strict=True) if face]
-            yield _Faces(seen, units[torch.tensor(detected)], encoders)
+            yield _Faces(seen, images[torch.tensor(detected)], encoders)
 
 
 def _matching(known: _Faces, shown: _Faces, encoders: Sequence[LikenessEncoder]) -> list[Path]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from apdm.audit.inputs.people import AuditSubjects
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_unit
 from apdm.metrics.judges import Judges, LikenessEncoder
 from apdm.metrics.objects import MIN_OWN, ObjectEncoder, measure_threshold
 
@@ -20,16 +19,16 @@ def with_match_thresholds(judges: Judges, subjects: AuditSubjects, class_picture
     """Return the judges with a threshold for every encoder.
 
     Args:
-        class_pictures: class pictures [N, 3, H, W] in [-1, 1] of the base. They are used only if there are neither
-            photos of strangers nor a second subject.
+        class_pictures: class pictures [N, 3, H, W], uint8, of the base. They are used only if there are neither photos
+            of strangers nor a second subject.
     """
     if not any(map(_lacks_threshold, judges.encoders)):
         return judges
     everybody = [*subjects.protected, *subjects.others]
-    references = {one.id: judges.embed(to_unit(one.references)) for one in everybody}
-    photos = {one.id: judges.embed(to_unit(one.photos)) for one in everybody}
-    strangers = None if subjects.strangers is None else judges.embed(to_unit(subjects.strangers))
-    drawn = judges.embed(to_unit(class_pictures)) if strangers is None and len(everybody) == 1 else None
+    references = {one.id: judges.embed(one.references) for one in everybody}
+    photos = {one.id: judges.embed(one.photos) for one in everybody}
+    strangers = None if subjects.strangers is None else judges.embed(subjects.strangers)
+    drawn = judges.embed(class_pictures) if strangers is None and len(everybody) == 1 else None
 
     def measured(encoder: LikenessEncoder) -> LikenessEncoder:
         if not _lacks_threshold(encoder):

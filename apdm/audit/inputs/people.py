@@ -41,8 +41,8 @@ class Person:
 
     Attributes:
         id: opaque name.
-        photos: photos that the attacker trains on, [N, 3, R, R] in [-1, 1].
-        references: hold-out photos that define likeness, [M, 3, R, R] in [-1, 1]. They should differ from `photos`,
+        photos: photos that the attacker trains on, [N, 3, R, R], uint8.
+        references: hold-out photos that define likeness, [M, 3, R, R], uint8. They should differ from `photos`,
             because a photo in both sets would make likeness look higher than it is.
         captions: {column: the caption of each of `photos`} of the columns that attacks train on. They are as sensitive
             as the photos.
@@ -61,9 +61,9 @@ class AuditSubjects:
     Attributes:
         protected: the people whom the hardened model protects.
         others: people who gave consent and must stay learnable.
-        strangers: photos [N, 3, R, R] in [-1, 1] of other people, to measure likeness by chance. If it is None, the
+        strangers: photos [N, 3, R, R], uint8, of other people, to measure likeness by chance. If it is None, the
             base's class pictures are used instead.
-        consenting: photos [N, 3, R, R] in [-1, 1] of unrelated people, which some attacks train on first.
+        consenting: photos [N, 3, R, R], uint8, of unrelated people, which some attacks train on first.
         sets: all these photos, to be compared with those of other folders.
         held_out_from: "originals" if the last third of each person's photos is held out; "folder" if the hold-out
             photos are in a folder of their own.
@@ -224,7 +224,7 @@ class People:
     Attributes:
         folder: the folder.
         subjects: the people with the files of their photos.
-        photos: {person: photos [N, 3, R, R] in [-1, 1]}.
+        photos: {person: photos [N, 3, R, R], uint8}.
     """
 
     folder: str | None

@@ -39,7 +39,7 @@ KEPT, HELD_OUT = Chosen(part="kept"), Chosen(part="held out")
 
 @dataclass(frozen=True)
 class PhotoPair:
-    """A person's original and protected photos, as a trainer sees them: [N, 3, R, R] in [-1, 1] each.
+    """A person's original and protected photos, as a trainer sees them: [N, 3, R, R], uint8, each.
 
     Photo i of `protected` is the protected version of photo i of `clean`. `captions` has a caption of each of both,
     {column: captions}, for the columns that attacks train on.
@@ -133,7 +133,7 @@ class HeldOut:
 
     Attributes:
         attacked: the photos that are left for the attacker.
-        references: {person: hold-out photos [M, 3, R, R] in [-1, 1]}.
+        references: {person: hold-out photos [M, 3, R, R], uint8}.
         sets: the hold-out photos, to be compared with those of other folders.
     """
 

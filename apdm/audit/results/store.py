@@ -24,7 +24,7 @@ from torch import Tensor
 from apdm.core.disk import require_disk
 from apdm.core.files import delete, recover, write_beside
 from apdm.core.logging import get_logger
-from apdm.core.pictures import as_images, grid, read_grid
+from apdm.core.pictures import PNG_LEVEL, as_images, grid, read_grid, to_signed
 
 logger = get_logger(__name__)
 
@@ -38,12 +38,15 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def tensor_hash(*tensors: Tensor | None) -> str:
-    """The sha256 (hexadecimal) of the numbers and shapes in some tensors; a tensor that is None is passed over."""
+    """The sha256 (hexadecimal) of the numbers and shapes in some tensors; a tensor that is None is passed over.
+
+    Photos in 8 bits are hashed as what models see of them, which older versions kept, so that their cells are found.
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(to_signed(tensor).detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -114,7 +117,7 @@ class CellStore:
         """Keep a row, which must be strict JSON, and its pictures, {name: [N, 3, H, W] in [0, 1]}."""
         with write_beside(self.folder / key, folder=True) as partial:
             for name, images in pictures.items():
-                grid(images, len(images)).save(partial / f"{name}.png", format="PNG")
+                grid(images, len(images)).save(partial / f"{name}.png", format="PNG", compress_level=PNG_LEVEL)
             counts = {name: len(images) for name, images in pictures.items()}
             record = {"row": row, "pictures": counts, "process": self.process}
             (partial / RECORD).write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")

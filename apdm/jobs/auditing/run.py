@@ -117,7 +117,7 @@ def with_class_pictures(
 
     Returns:
         The plan, with how they are drawn and with the thresholds that are measured on them; the pictures
-        `[N, 3, R, R]` in [-1, 1]; and their latents.
+        `[N, 3, R, R]`, uint8; and their latents.
     """
     base, batch_size = plan.models["base"], plan.drawing.batch_size
     recipe = replace(picture_recipe(config, base), seed=plan.seed + ATTACKER_SEED)

@@ -82,7 +82,7 @@ def class_posterior(config: JobConfig, base: Family) -> Posterior:
 
 
 def class_pictures(config: JobConfig, base: Family) -> Tensor:
-    """Return the class pictures, `[N, 3, R, R]` in [-1, 1]. Missing pictures are drawn by the base model first."""
+    """Return the class pictures, `[N, 3, R, R]`, uint8. Missing pictures are drawn by the base model first."""
     paths = ensure_class_images(
         picture_recipe(config, base),
         base,

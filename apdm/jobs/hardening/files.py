@@ -37,8 +37,8 @@ class Photos:
     """Photos of a group of people.
 
     Attributes:
-        instance: {subject id: photos, `[N, 3, R, R]` in [-1, 1]}.
-        safe: {subject id: safe partners of these photos, `[N, 3, R, R]` in [-1, 1]}. Only subjects with partners.
+        instance: {subject id: photos, `[N, 3, R, R]`, uint8}.
+        safe: {subject id: safe partners of these photos, `[N, 3, R, R]`, uint8}. Only subjects with partners.
         sets: the photos and the partners, to be compared with those of other folders.
         captions: {subject id: a caption of each photo}; empty without the option for captions.
     """

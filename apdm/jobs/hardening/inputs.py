@@ -22,7 +22,6 @@ from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, sha256_file, write_text
 from apdm.core.logging import get_logger
-from apdm.core.pictures import to_unit
 from apdm.data.photo_sets import LAST_THIRD
 from apdm.data.separate_photos import PhotoSet, Role
 from apdm.export.layout import CONFIG, IMAGES, MODEL, PERTURBATION, SAMPLES
@@ -311,7 +310,7 @@ class HardenInputs(HardenFiles):
         drawn = self.config.audit.enabled and not self.own_class_pictures  # which would say nothing of the model
         if not drawn or inputs is None or inputs.judges.face_score is None:
             return
-        _, detected = inputs.judges.detect(to_unit(pictures))
+        _, detected = inputs.judges.detect(pictures)
         warn_of_few_faces(inputs.judges, detected)
         if inputs.subjects.strangers is None:
             require_face(detected, option="audit.strangers_data_dir")

@@ -46,7 +46,7 @@ def draw_partners(
         sets: the protected photos, to which the partners are compared.
 
     Returns:
-        {subject id: partners `[N, 3, R, R]` in [-1, 1]}, by group.
+        {subject id: partners `[N, 3, R, R]`, uint8}, by group.
 
     Raises:
         UserError: the model drew one of the protected photos.

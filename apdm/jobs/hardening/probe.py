@@ -31,7 +31,7 @@ class Probe:
         self._references = self.judges.embed_person(to_unit(found.references))
         self._chance = {name: 0.0 for name in self.judges.names}
         if inputs.subjects.strangers is not None:
-            seen = self.judges.embed_seen(to_unit(inputs.subjects.strangers))
+            seen = self.judges.embed_seen(inputs.subjects.strangers)
             self._chance = {name: likeness(of, self._references[name]).mean().item() for name, of in seen.items()}
 
     def run(self, family: Family) -> Family:

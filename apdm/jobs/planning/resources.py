@@ -24,6 +24,7 @@ from apdm.core.disk import amount, free_space, require_parts
 from apdm.core.logging import get_logger
 from apdm.core.memory import total_memory
 from apdm.core.terminal import count as count_of
+from apdm.data.separate_photos import PhotoSet
 from apdm.distributed.recompute import passes_of_training
 from apdm.export import layout
 from apdm.families import Family
@@ -133,6 +134,12 @@ def photo_memory(job: PhotoJob, base: Family, cost: Pass, device: torch.device) 
     step = (one + seen.encoder + MAPS * seen.maps) * layer.batch_size
     graph = round(max(one * layer.pictures_at_once, step))
     return _held(base, 1 + layer.protection.surrogate_copies, layer.text_encoder_copies, graph, device)
+
+
+def photos_kept(sets: Iterable[PhotoSet]) -> str:
+    """Say what photos hold in main memory during the whole run, in 8 bits. Photos that are in two sets count once."""
+    kept = {images.data_ptr(): images.nbytes for photos in sets for images in photos.images}
+    return f"{amount(sum(kept.values()))} in main memory"
 
 
 def work(cost: Pass, parts: Mapping[str, float], device: torch.device | None = None) -> str:

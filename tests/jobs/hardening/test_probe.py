@@ -32,9 +32,12 @@ def latents_of_nobody() -> SubjectData:
 
 
 def inputs(*, strangers: int, judges: Judges | None = None) -> AuditInputs:
-    another = Person(id="s00", photos=portraits(8, range(2)) * 2 - 1, references=portraits(8, range(10, 14)) * 2 - 1)
-    protected = Person(id="s01", photos=portraits(7, range(2)) * 2 - 1, references=portraits(7, range(10, 14)) * 2 - 1)
-    others = torch.cat([portraits(seed, range(1)) for seed in range(30, 30 + strangers)]) * 2 - 1 if strangers else None
+    def drawn(person: int, numbers: range) -> Tensor:
+        return (portraits(person, numbers) * 255).round().byte()
+
+    another = Person(id="s00", photos=drawn(8, range(2)), references=drawn(8, range(10, 14)))
+    protected = Person(id="s01", photos=drawn(7, range(2)), references=drawn(7, range(10, 14)))
+    others = torch.cat([drawn(seed, range(1)) for seed in range(30, 30 + strangers)]) if strangers else None
     judges = judges or Judges([PortraitEncoder("portrait-a")], PortraitFaceScore(), None)
     return AuditInputs(subjects=AuditSubjects([another, protected], [], others), judges=judges, photo_attacks=None)
 

@@ -28,6 +28,7 @@ from apdm.config import (
 )
 from apdm.config.groups.image_layer import ASPLConfig, ZeroShotConfig
 from apdm.core.disk import amount
+from apdm.data.separate_photos import PhotoSet, Role
 from apdm.families import Family, load_family
 from apdm.jobs.dry_run import validation_passes
 from apdm.jobs.perturb import load_perturb
@@ -269,3 +270,9 @@ def test_what_is_drawn_first_is_counted_in_words() -> None:
 
 def test_a_cpu_multiplies_at_a_plausible_speed() -> None:
     assert 1e8 < resources.cpu_speed() < 1e14
+
+
+def test_a_plan_says_what_photos_hold_in_main_memory() -> None:
+    photos, more = (torch.zeros(count, 3, 512, 512, dtype=torch.uint8) for count in (3, 5))
+    sets = [PhotoSet.of(Role.STRANGER, "folder", [], images) for images in (photos, more, photos)]
+    assert resources.photos_kept(sets) == "6.3 MB in main memory"  # 8 photos of 0.79 MB: the same ones count once

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from apdm.audit.results.store import CellStore
 from apdm.audit.tables import Column, Table, TableCell, TableRow
 from apdm.core.errors import UserError
-from apdm.core.pictures import save_png, to_pil
+from apdm.core.pictures import save_png, to_pil, to_unit
 from apdm.data.edit_prompts import Edit, read_edits
 from apdm.data.photo_files import stem
 from apdm.data.subjects import load_images
@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Done]]:
         write_photos(n, range(4), root / name / "photos")
         write_photos(n + 5, range(8), root / name / "drawn")
         store = CellStore(root / name / CELLS)
-        drawn = load_images(sorted((root / name / "drawn").iterdir()), 64) / 2 + 0.5
+        drawn = to_unit(load_images(sorted((root / name / "drawn").iterdir()), 64))
         store.save("other", {"status": "ok"}, {"class": drawn[:2]})
         store.save("this", {"status": "ok"}, {"course": drawn[:2], "attacked": drawn})
         subject = Subject(name, sorted((root / name / "photos").iterdir()), [])
@@ -75,8 +75,8 @@ def look(done: Done) -> tuple[Tensor, Tensor]:
     """Features of an attack's pictures and of the subject's photos."""
     assert done.attack is not None
     network = PortraitFeatures()
-    drawn = load_images(sorted((done.attack / "drawn").iterdir()), 64) / 2 + 0.5
-    return network(drawn), network(load_images(done.subject.photos, 64) / 2 + 0.5)
+    drawn = to_unit(load_images(sorted((done.attack / "drawn").iterdir()), 64))
+    return network(drawn), network(to_unit(load_images(done.subject.photos, 64)))
 
 
 def measured(one: Column, runs: dict[str, list[Done]], **more: Any) -> Any:
@@ -130,7 +130,7 @@ def test_likeness_of_protected_photos_is_the_mean_cosine_to_their_originals(
     )
     for place, name in enumerate(("portrait-a", "portrait-b")):
         encoder = load_encoder(name)
-        sides = (load_images(files, 64) / 2 + 0.5 for files in (photos, sorted((tmp_path / IMAGES / "one").iterdir())))
+        sides = (to_unit(load_images(files, 64)) for files in (photos, sorted((tmp_path / IMAGES / "one").iterdir())))
         own = cosine_similarity(*(encoder.embed(side) for side in sides)).mean().item()
         assert own < 0.99
         cell = figures.cell(column("photo_likeness", encoder=place), changed, 0.5)
@@ -156,7 +156,7 @@ def test_clip_scores_pair_each_picture_with_its_prompt(runs: dict[str, list[Done
     figures = Figures(recipe=recipe(), models={"clip": str(write_clip(tmp_path / "clip"))}, fill=dict)
     done = runs["one"][0]
     assert done.attack is not None
-    drawn = load_images(sorted((done.attack / "drawn").iterdir()), 64) / 2 + 0.5
+    drawn = to_unit(load_images(sorted((done.attack / "drawn").iterdir()), 64))
     scores = torch.stack([figures.clip.score(drawn, [prompt] * 8) for prompt in PROMPTS])
     expected = torch.cat([scores[0, :4], scores[1, 4:]]).mean().item()
     assert figures.cell(column("clip"), {"one": [done]}, None).ours == pytest.approx(expected, abs=1e-5)
@@ -244,11 +244,11 @@ def test_pictures_for_captions_are_compared_with_photos_and_with_their_captions(
     runs = {"s": [Done(subject=Subject("s", [], []), captions=tmp_path / "drawn")]}
     network = PortraitFeatures()
     first, second = (
-        network(load_images(sorted((tmp_path / name).iterdir()), 32) / 2 + 0.5) for name in ("drawn", "photos")
+        network(to_unit(load_images(sorted((tmp_path / name).iterdir()), 32))) for name in ("drawn", "photos")
     )
     cell = figures.cell(column("caption_frechet"), runs, None)
     assert cell.ours == pytest.approx(frechet_distance(first, second), rel=1e-4)
-    drawn = load_images(sorted((tmp_path / "drawn").iterdir()), 64) / 2 + 0.5
+    drawn = to_unit(load_images(sorted((tmp_path / "drawn").iterdir()), 64))
     texts = ["a photo of dog", "a photo of cat"] * 2 + ["a photo of dog"]
     score = figures.cell(column("caption_clip"), runs, None).ours
     assert score is not None and math.isclose(score, figures.clip.score(drawn, texts).mean().item(), abs_tol=1e-5)
