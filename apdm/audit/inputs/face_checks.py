@@ -42,17 +42,24 @@ SHOWN = {Role.PROTECTED, Role.OTHER, *COMPARED}
 
 @dataclass
 class _Faces:
-    """The photos of one folder of a person that show a face: their files, and `images` [N, 3, R, R], uint8."""
+    """The photos of one folder of a person that show a face.
+
+    Attributes:
+        files: the files of these N photos.
+        images: all photos of the folder, `[M, 3, R, R]`, uint8. A copy of some of them could be gigabytes.
+        places: which of the M photos these are, `[N]`.
+    """
 
     files: Sequence[Path]
     images: Tensor
+    places: Tensor
     encoders: Sequence[LikenessEncoder]
 
     @cached_property
     def embeddings(self) -> dict[str, Tensor]:
         """{encoder: embeddings [N, D]}."""
-        chunks = self.images.split(BATCH_SIZE)
-        return {e.name: torch.cat([e.embed(to_unit(chunk)) for chunk in chunks]) for e in self.encoders}
+        chunks = self.places.split(BATCH_SIZE)
+        return {e.name: torch.cat([e.embed(to_unit(self.images[chunk])) for chunk in chunks]) for e in self.encoders}
 
 
 @torch.no_grad()
@@ -130,7 +137,7 @@ def _read(
             require_faces(own[0].parent if photos.ids else Path(photos.folder), detected, face_score.name)
         if 2 * sum(detected) > len(detected):
             seen = [file for file, face in zip(own, detected, strict=True) if face]
-            yield _Faces(seen, images[torch.tensor(detected)], encoders)
+            yield _Faces(seen, images, torch.tensor(detected).nonzero().flatten(), encoders)
 
 
 def _matching(known: _Faces, shown: _Faces, encoders: Sequence[LikenessEncoder]) -> list[Path]:
