@@ -145,7 +145,7 @@ class PGD:
 
     @torch.no_grad()
     def _step(self, gradient: Tensor, index: int) -> Tensor:
-        moved = self.photos[index].detach() + self.step_size * self.direction(gradient, index)
+        moved = self.photos[index] + self.step_size * self.direction(gradient, index)
         return self.project(moved, index)
 
 

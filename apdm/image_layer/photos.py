@@ -208,4 +208,4 @@ def _change(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _mean(change: Tensor) -> float:
-    return int(change.sum(dtype=torch.int64)) / change.numel()
+    return int(change.sum()) / change.numel()

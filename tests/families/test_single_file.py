@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,22 @@ def test_what_a_loader_could_not_tell_apart_is_refused_before_long_work(tmp_path
         check_single_file(sd3)
     with pytest.raises(UserError, match="text encoders are of other kinds"):
         StableDiffusion3(sd3.pipeline)
+
+
+def test_two_weights_of_one_shape_that_change_places_do_not_fit(tmp_path: Path):
+    layout, first = StableDiffusionXL.single_file_layout, "model.diffusion_model.input_blocks.1.0."
+
+    def swapped(state: Any, config: Any) -> dict[str, Tensor]:
+        made, one, other = (
+            layout.denoiser_weights(state, config),
+            f"{first}in_layers.2.bias",
+            f"{first}out_layers.3.bias",
+        )
+        return {**made, one: made[other], other: made[one]}
+
+    changed = {"single_file_layout": replace(layout, denoiser_weights=swapped)}
+    with pytest.raises(UserError, match="this UNet2DConditionModel does not fit a single file"):
+        check_single_file(type("Changed", (StableDiffusionXL,), changed)(build_sdxl(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])

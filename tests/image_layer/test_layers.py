@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from apdm.config.groups.image_layer import (
     PAPConfig,
     ZeroShotConfig,
 )
+from apdm.core.errors import UserError
 from apdm.faces import Face
 from apdm.faces.portrait import TEMPLATE, PortraitEncoder
 from apdm.image_layer.layers import FineTuningLayer, LayeredProtection, ZeroShotLayer
+from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import Photo
-from apdm.image_layer.protections import PROTECTIONS, make_protection
+from apdm.image_layer.protections import PROTECTIONS, PhotoProtection, make_protection
 from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels
 
@@ -120,6 +122,42 @@ def test_every_option_reaches_its_layer(order: Any) -> None:
     wanted = (fine_tuning, zero_shot)
     assert made.layers == (wanted if order == "fine_tuning_first" else wanted[::-1])
     assert made.epsilon == 9 / 255 and made.total_steps == fine_tuning.total_steps + 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slopes(PhotoProtection):
+    """Takes one step up fixed slopes, and notes the loop that it is given."""
+
+    slopes: list[torch.Tensor]
+    loops: list[PGD]
+    name = "slopes"
+    total_steps = 1
+
+    def protect(self, task: ProtectionTask, pgd: PGD) -> None:
+        self.loops.append(pgd)
+        pgd.ascend(lambda photos, which: torch.stack([(self.slopes[which[0]] * photos[0]).sum()]), 1)
+
+
+def test_the_layer_against_fine_tuning_goes_on_from_what_the_other_made(task: ProtectionTask) -> None:
+    """Photos stay within epsilon of the originals and of the start, and step by a slope of root mean square 0.02."""
+    slopes, loops, told = [torch.randn(photo.shape) for photo in task.originals], [], []
+    starts = [photo - 0.02 for photo in task.originals]
+    layer = FineTuningLayer(
+        protection=Slopes(slopes=slopes, loops=loops), epsilon=0.03, step_size=0.02, update="normalised", batch_size=1
+    )
+    made = layer.apply(replace(task, callback=told.append), starts)
+    for photo, original, slope in zip(made, task.originals, slopes, strict=True):
+        step = 0.02 * slope / slope.square().mean().sqrt()
+        torch.testing.assert_close(photo, original - 0.02 + step.clamp(-0.01, 0.03))
+    assert loops[0].batch_size == 1 and len(told) == 1
+
+
+def test_a_layer_whose_method_reads_no_attention_fits_any_model(task: ProtectionTask) -> None:
+    prompts = ("a photo of sks person", "a photo of person")
+    for method in ("noise", "fsmg"):
+        layers(method=method).check_fits(task.family, *prompts, resolution=16)
+    with pytest.raises(UserError, match="add a rare word"):
+        layers(method="disdiff").check_fits(task.family, prompts[1], prompts[1], resolution=16)
 
 
 def test_other_photos_are_learnt_only_where_a_folder_of_them_is_given() -> None:

@@ -136,6 +136,7 @@ def test_progress_is_told_once_per_step():
     pgd = PGD(originals, epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)
     pgd.ascend(total, 4)
     assert len(seen) == 4 and all(values["objective"].ndim == 0 for values in seen)
+    assert not any(values["objective"].requires_grad for values in seen)  # a graph that is kept takes memory
     assert seen[0]["objective"].item() == pytest.approx(sum(float(photo.sum()) for photo in originals) / 3)
 
 

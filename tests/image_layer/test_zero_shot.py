@@ -19,8 +19,10 @@ from apdm.core.errors import UserError
 from apdm.data.transforms import RandomTransform
 from apdm.faces import Face, load_detector, load_encoder
 from apdm.faces.portrait import PortraitEncoder
+from apdm.image_layer.layers import ZeroShotLayer
 from apdm.image_layer.pgd import PGD
 from apdm.image_layer.photos import quantise, read_photo
+from apdm.image_layer.task import ProtectionTask
 from apdm.image_layer.zero_shot import FaceModels, IdentityObjective, embed_face, on_own_scale
 from apdm.portraits.drawing import render_person
 from apdm.portraits.people import OTHER_PEOPLE, circumstance, identity
@@ -184,6 +186,40 @@ def test_a_photo_without_chosen_faces_stays_while_others_move_and_an_ascent_take
     made.ascend(pgd, 23)
     assert len(told) == 23
     assert torch.equal(pgd.photos[1], photos[1]) and not torch.equal(pgd.photos[0], photos[0])
+
+
+def test_the_layer_hands_its_options_and_those_of_the_task_to_the_objective_and_the_loop(
+    task: ProtectionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With any of them left out, the photos were others."""
+
+    def darker(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images * torch.rand(1, 3, 1, 1, generator=generator)
+
+    generator = torch.Generator().manual_seed(5)
+    photos = list(0.2 + 0.6 * torch.rand(3, 3, 30, 40, generator=generator))
+    shifts = ((0.1, -0.1, 0.0), (-0.05, 0.15, 0.05), (0.0, 0.0, 0.05))
+    starts = [photo + torch.tensor(shift)[:, None, None] for photo, shift in zip(photos, shifts, strict=True)]
+    chosen = [[boxed(2, 3, 13, 14), boxed(20, 8, 35, 23)], [boxed(11, 5, 18, 12)], [boxed(11, 5, 25, 19)]]
+    aims: dict[str, Any] = {"weights": [0.5, 3.0], "margin": 0.3, "jitter": 0.1}
+    loop: dict[str, Any] = {"epsilon": 0.05, "step_size": 0.004, "momentum": 0.9, "batch_size": 2}
+    faces, seeded = misled(Colours(0.5, 0.2), Colours(-0.3, 0.55)), torch.Generator
+    made = IdentityObjective(photos, faces, seeded().manual_seed(0), chosen=chosen, transform=darker, **aims)
+    expected, told, seen = PGD(photos, start=starts, **loop), [], []
+    made.ascend(expected, 4)
+    changed = replace(
+        task,
+        originals=photos,
+        faces=chosen,
+        generator=seeded().manual_seed(0),
+        transform=darker,
+        callback=told.append,
+    )
+    loss = IdentityObjective.loss
+    monkeypatch.setattr(IdentityObjective, "loss", lambda self, *given: seen.append(given[1]) or loss(self, *given))
+    found = ZeroShotLayer(faces=faces, max_steps=4, **aims, **loop).apply(changed, starts)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected.photos, strict=True))
+    assert len(told) == 4 and seen[:2] == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(
