@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from made_up_results import LEARNS, SAFE, identity, made_up_results, made_up_row, outcomes_of
+from made_up_results import LEARNED, LEARNS, SAFE, identity, made_up_results, made_up_row, outcomes_of
 
 from apdm.audit.checks import (
     cost_check,
@@ -78,6 +78,16 @@ def test_the_cost_is_that_of_the_person_who_is_matched_first(matched: int):
         "s01": 2.0 if matched == 1 else 4.0,
         "s02": 2.0 if matched == 2 else 4.0,
     }
+
+
+def test_a_cost_factor_that_is_not_defined_is_nobodys_lowest():
+    never = {0: LEARNED, 10: LEARNED, 50: LEARNED}  # the base has the likeness before the first step
+    rows = [row(model, never, subject=who) for who in ("s01", "s02") for model in ("base", "hardened")]
+    costs = cost_factors(rows, ["enc"], 10)
+    assert costs.worst is None and costs.factor == dict.fromkeys(("s01", "s02"), {"enc": Cost(None, at_least=False)})
+    rows[2:] = [row("base", LEARNS, subject="s02"), row("hardened", {0: SAFE, 10: SAFE, 50: LEARNED}, subject="s02")]
+    worst = cost_factors(rows, ["enc"], 10).worst
+    assert worst is not None and worst.subject == "s02"
 
 
 def test_one_void_pair_of_several_does_not_make_the_attack_void():

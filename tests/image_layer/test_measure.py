@@ -71,7 +71,8 @@ def test_a_face_is_compared_in_its_box_to_the_pixels_that_its_edges_touch(box, i
 
 
 def test_without_face_models_no_faces_are_looked_for():
-    assert measured(3).faces == []
+    face = Face((10.0, 10.0, 40.0, 40.0), torch.zeros(5, 2), 1.0)
+    assert measure_photo(portrait(), moved(portrait(), 3), None, [face], subject="s", number=0).faces == []
 
 
 def test_the_most_visible_photo_has_the_lowest_psnr_and_an_unchanged_one_is_the_least_visible():

@@ -23,6 +23,7 @@ from apdm.data.subjects import load_images
 from apdm.families import load_family
 from apdm.jobs.audit import load_audit
 from apdm.jobs.hardening.files import HardenFiles, read_files
+from apdm.jobs.hardening.final_audit import final_plan, photos_to_attack
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_photos
 
@@ -108,6 +109,25 @@ def test_the_attackers_own_photos_are_all_used_and_partners_go_with_their_photos
     assert files.audit_inputs.subjects.counts.held_out == {"s01": 2, "s02": 2}
 
 
+def test_the_audit_at_the_end_attacks_and_draws_with_the_options_of_the_run(people: Path, tmp_path: Path) -> None:
+    write_photos(7, range(4), tmp_path / "others/o01")
+    given = {"seed": 7, "sample_batch_size": 3, "audit.max_train_steps": 11, "output_dir": tmp_path / "out"}
+    folders = {"instance_data_dir": people / "subjects", "audit.other_data_dir": tmp_path / "others"}
+    folders["audit.strangers_data_dir"] = people / "strangers"
+    config = make_config(HardenConfig, AUDITED | given | folders)
+    inputs = read_files(config).audit_inputs
+    assert inputs is not None
+    base: Any = "the base"
+    hardened: Any = "the hardened model"
+    plan = final_plan(config, inputs, base, hardened)
+    assert plan.models == {"base": base, "hardened": hardened} and plan.judges is inputs.judges
+    assert (plan.seed, plan.drawing.batch_size, plan.max_train_steps) == (7, 3, 11)
+    assert (plan.prompts.instance_prompt, plan.class_prompt) == (DRAWN["instance_prompt"], DRAWN["class_prompt"])
+    assert [person.id for person in plan.subjects.protected] == ["s01", "s02"]
+    assert [person.id for person in plan.subjects.others] == ["o01"]
+    assert plan.subjects.strangers is not None and len(plan.subjects.strangers) == 4
+
+
 def test_a_person_with_too_few_photos_is_one_line(people: Path, tmp_path: Path) -> None:
     write_photos(3, range(3), tmp_path / "subjects/s03")
     said = "has 3 photos of s03, too few to hold some out for the audit: give at least 4, .* in audit.holdout_data_dir"
@@ -139,6 +159,12 @@ def test_plan_report_manifest_and_card_say_what_was_held_out(
     )
     assert json.loads((tmp_path / "out/manifest.json").read_text())["held_out"] == third
     assert third in (tmp_path / "out/model/README.md").read_text()
+    whole = {"s01": 4, "s02": 6}
+    for more, attacked in (({}, results.photos.attacked), ({"audit.holdout_data_dir": people / "subjects"}, whole)):
+        folders = {"instance_data_dir": people / "subjects", "output_dir": tmp_path / "out"}
+        config = make_config(HardenConfig, given | folders | more)
+        inputs = read_files(config).audit_inputs
+        assert inputs is not None and photos_to_attack(config, inputs).counts == attacked
     photos = {"subjects": people / "subjects", "photos": people / "subjects", "protected_photos": tmp_path / "out"}
     models = {"base": PIPELINE, "hardened": tmp_path / "out/model", "attacks": "dreambooth", "resolution": 64}
     prompts = {name: AUDITED[name] for name in ("instance_prompt", "class_prompt")}

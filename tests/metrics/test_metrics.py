@@ -12,7 +12,7 @@ from apdm.metrics.drift import class_drift, histogram, total_variation
 from apdm.metrics.fidelity import distance_names, frechet_distance, kernel_distance
 from apdm.metrics.identity import IdentityStatistics, face_rate, identity_statistics, likeness
 from apdm.metrics.judges import Features
-from apdm.metrics.statistics import bootstrap_interval, cost_factor, steps_to_reach
+from apdm.metrics.statistics import Cost, bootstrap_interval, cost_factor, steps_to_reach
 from apdm.metrics.utility import ClassDistance, strangers_matched
 
 
@@ -228,8 +228,10 @@ def test_cost_factor_is_a_ratio_a_lower_bound_or_undefined():
     assert str(cost_factor(base, [(0, 0.0), (100, 0.5)], 0.5)) == "1.00"
     assert str(cost_factor(base, [(0, 0.0), (400, 0.5)], 0.25)) == "4.00"
     assert str(cost_factor(base, [(0, 0.0), (500, 0.1)], 0.5)) == ">= 5.00"
-    assert str(cost_factor(base, base, 0.9)) == "undefined"  # the base never gets there
-    assert str(cost_factor(base, base, 0.0)) == "undefined"  # the base need not start
+    undefined = Cost(None, at_least=False)
+    assert str(undefined) == "undefined"
+    assert cost_factor(base, base, 0.9) == undefined  # the base never gets there
+    assert cost_factor(base, base, 0.0) == undefined  # the base need not start
 
 
 @pytest.mark.parametrize(("stands_still_from", "twice", "five_times"), [(1.0, 0.1, 0.03), (0.125, 0.19, 0.06)])

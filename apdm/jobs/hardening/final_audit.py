@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apdm.audit.inputs.people import PhotoFolders
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
-from apdm.audit.inputs.protected_photos import hold_out, load_protected_photos
+from apdm.audit.inputs.protected_photos import ProtectedPhotos, hold_out, load_protected_photos
 from apdm.audit.results.common import ModelFile
 from apdm.audit.results.models import Results
 from apdm.config import HardenConfig
@@ -97,6 +97,16 @@ def final_plan(config: HardenConfig, inputs: AuditInputs, base: Family, hardened
     )
 
 
+def photos_to_attack(config: HardenConfig, inputs: AuditInputs) -> ProtectedPhotos:
+    """Return the photos that the run protected, and their originals, without those that measure likeness."""
+    known = [person.id for person in inputs.subjects.protected]
+    chosen, output = Chosen(config.protected_set), Path(config.output_dir)
+    photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known, chosen=chosen)
+    if inputs.subjects.held_out_from == "originals":  # the image layer protects the photos that are held out, too
+        return hold_out(photos).attacked
+    return photos
+
+
 def audit_hardened(
     config: HardenConfig,
     inputs: AuditInputs,
@@ -122,13 +132,7 @@ def audit_hardened(
         "hardened": ModelFile(path=MODEL, sha256=model_hash(output / MODEL)),
     }
     plan = replace(final_plan(config, inputs, base, hardened), files=files, command=command)
-    photos = None
-    if inputs.photo_attacks is not None:
-        known = [person.id for person in inputs.subjects.protected]
-        chosen = Chosen(config.protected_set)
-        photos = load_protected_photos(config.instance_data_dir, output, config.resolution, known=known, chosen=chosen)
-        if inputs.subjects.held_out_from == "originals":  # the image layer protects the photos that are held out, too
-            photos = hold_out(photos).attacked
+    photos = None if inputs.photo_attacks is None else photos_to_attack(config, inputs)
     return audit_and_report(
         config, plan, inputs.photo_attacks, photos, processes=processes, stages=stages, tracker=tracker
     )
