@@ -106,6 +106,11 @@ def test_likeness_is_that_of_the_convention_that_gives_more():
         ([clean(match_rate=0.7), protected()], "void", "clean photos/s01/seed 0: the attack is too weak"),
         ([clean(0), clean(1, match_rate=0.7), protected(0), protected(1)], "unreliable", "seed 1: the attack is too"),
         ([clean(), protected(status="failed", error="E", identity={}, by_prompt={})], "unreliable", "failed: E"),
+        (
+            [clean(status="failed", error="E", identity={}, by_prompt={}), protected()],
+            "void",
+            "seed 0: the attack failed",
+        ),
     ],
 )
 def test_what_proves_nothing_is_not_called_protected(rows: list[PhotoAttackRow], state: str, said: str):

@@ -153,6 +153,20 @@ def test_the_ratio_of_another_person_is_that_of_the_worst_encoder():
     assert other.ratio == pytest.approx(0.5)
 
 
+def test_the_way_of_another_person_is_the_mean_from_the_first_step_to_the_nominal_one():
+    ways = {"base": (0.3, 0.9, 1.0), "hardened": (0.1, 0.5, 1.0)}
+    rows = [
+        row(
+            model,
+            {0: SAFE} | {step: identity(mean, 1.0) for step, mean in zip((1, 10, 20), means, strict=True)},
+            "other",
+        )
+        for model, means in ways.items()
+    ]
+    [other] = other_people(rows, ["enc", "second"])
+    assert other.course_ratio == pytest.approx(0.3 / 0.6)
+
+
 def test_where_nothing_was_measured_between_start_and_end_the_way_there_counts_as_none():
     rows = [row(model, {0: SAFE, 20: SAFE, 10: identity(0.6, 1.0)}, "other") for model in ("base", "hardened")]
     rows = [by_encoder(one, {"enc": 0.6, "second": 0.6}) for one in rows]
@@ -176,7 +190,11 @@ def test_the_attribute_that_changed_most_is_judged():
 def test_the_share_of_faces_is_told_as_a_share_of_the_bases():
     utility = made_up_results().utility
     utility.class_face_rate.update(base=0.8, hardened=0.6)
-    assert face_check(utility, 0.7).value == pytest.approx(0.75)
+    check = face_check(utility, 0.7)
+    assert check.value == pytest.approx(0.75) and "Few of the base's do" not in check.detail
+    utility.class_face_rate.update(base=0.4, hardened=0.3)
+    check = face_check(utility, 0.75)
+    assert check.value == pytest.approx(0.75) and check.passed and "Few of the base's do" in check.detail
 
 
 def check(name: str, value: float | None, passed: bool | None) -> Check:
