@@ -185,6 +185,7 @@ def test_the_attribute_that_changed_most_is_judged():
     }
     check = drift_check(drift, 0.3)
     assert (check.value, check.passed) == (0.4, False) and "skin" in check.detail
+    assert drift_check(drift, 0.4).passed
 
 
 def test_the_share_of_faces_is_told_as_a_share_of_the_bases():
