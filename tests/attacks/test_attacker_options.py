@@ -93,6 +93,7 @@ def test_min_snr_is_the_smaller_of_snr_and_gamma_times_the_error_in_x0(families,
     found = loss_weights(family, TIMESTEPS, snr_gamma=5.0, loss_space="prediction")
     assert found is not None
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-9)
+    assert loss_weights(family, TIMESTEPS, snr_gamma=None, loss_space="prediction") is None
 
 
 @pytest.mark.parametrize("options", [{"snr_gamma": 5.0}, {"loss_space": "x0"}])
