@@ -22,7 +22,7 @@ from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.parts.attacked_model import AttackedModel
 from apdm.attacks.parts.batch_prompts import BatchPrompts
 from apdm.attacks.parts.batches import Batch
-from apdm.attacks.parts.optimizers import make_optimizer
+from apdm.attacks.parts.optimizers import MOMENTUM, check_optimizer, make_optimizer
 from apdm.attacks.parts.timesteps import loss_weights, timestep_sampler
 from apdm.attacks.registry import make
 from apdm.attacks.textual_inversion import TextualInversion
@@ -268,6 +268,13 @@ def test_prodigy_has_the_options_of_diffusers_scripts():
 def test_an_optimizer_that_is_not_installed_is_one_clear_line():
     with pytest.raises(UserError, match="optimizer=prodigy needs the package prodigyopt"):
         make("lora:optimizer=prodigy", **PROMPTS)
+
+
+def test_prodigy_whose_rate_is_a_factor_takes_no_small_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # as if every package were installed
+    check_optimizer("prodigy", 0.1, momentum=MOMENTUM)
+    with pytest.raises(UserError, match=r"learning_rate is 0\.09, but .* give learning_rate=1"):
+        check_optimizer("prodigy", 0.09, momentum=MOMENTUM)
 
 
 # -- as text -------------------------------------------------------------------------------------------------
