@@ -140,7 +140,9 @@ class Slopes(PhotoProtection):
 
 def test_the_layer_against_fine_tuning_goes_on_from_what_the_other_made(task: ProtectionTask) -> None:
     """Photos stay within epsilon of the originals and of the start, and step by a slope of root mean square 0.02."""
-    slopes, loops, told = [torch.randn(photo.shape) for photo in task.originals], [], []
+    slopes = [torch.randn(photo.shape) for photo in task.originals]
+    loops: list[PGD] = []
+    told: list[Any] = []
     starts = [photo - 0.02 for photo in task.originals]
     layer = FineTuningLayer(
         protection=Slopes(slopes=slopes, loops=loops), epsilon=0.03, step_size=0.02, update="normalised", batch_size=1

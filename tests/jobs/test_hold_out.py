@@ -111,7 +111,7 @@ def test_the_attackers_own_photos_are_all_used_and_partners_go_with_their_photos
 
 def test_the_audit_at_the_end_attacks_and_draws_with_the_options_of_the_run(people: Path, tmp_path: Path) -> None:
     write_photos(7, range(4), tmp_path / "others/o01")
-    given = {"seed": 7, "sample_batch_size": 3, "audit.max_train_steps": 11, "output_dir": tmp_path / "out"}
+    given = {"seed": 7, "sample_batch_size": 3, "output_dir": tmp_path / "out"}
     folders = {"instance_data_dir": people / "subjects", "audit.other_data_dir": tmp_path / "others"}
     folders["audit.strangers_data_dir"] = people / "strangers"
     config = make_config(HardenConfig, AUDITED | given | folders)
@@ -121,7 +121,7 @@ def test_the_audit_at_the_end_attacks_and_draws_with_the_options_of_the_run(peop
     hardened: Any = "the hardened model"
     plan = final_plan(config, inputs, base, hardened)
     assert plan.models == {"base": base, "hardened": hardened} and plan.judges is inputs.judges
-    assert (plan.seed, plan.drawing.batch_size, plan.max_train_steps) == (7, 3, 11)
+    assert (plan.seed, plan.drawing.batch_size, plan.options) == (7, 3, config.audit)
     assert (plan.prompts.instance_prompt, plan.class_prompt) == (DRAWN["instance_prompt"], DRAWN["class_prompt"])
     assert [person.id for person in plan.subjects.protected] == ["s01", "s02"]
     assert [person.id for person in plan.subjects.others] == ["o01"]
