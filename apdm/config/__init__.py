@@ -5,6 +5,7 @@ options, types, filling      how an option is declared; its type; how options ar
 yaml_text, paths             YAML; home folders and variables in paths
 diffusers_names              what diffusers' script calls the same options
 plugins, registry, class_names   attacks, objectives, photo protections and families by their names
+python_file                  runs a user's file, which holds one of these
 prompts, judges              prompts that follow from another; feature networks by their names
 continuation                 options that do not change the result of a run
 photo_run                    the configuration of the run that protected photos
