@@ -15,6 +15,7 @@ from apdm.core.errors import UserError
 from apdm.faces import Face
 from apdm.families import Family, Posterior
 from apdm.families.attention import AttentionMaps, watch_attention
+from apdm.families.base import uniform_timesteps
 from apdm.image_layer.pgd import PhotoObjective, Progress
 from apdm.image_layer.photos import crop_square
 from apdm.protection.losses import per_sample, squared_error
@@ -54,7 +55,8 @@ class ProtectionTask:
         generator: on the CPU. All random numbers come from it.
         transform: what may happen to a photo before it is learned; losses are computed on transformed photos
             (expectation over transformation). None: nothing.
-        timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1.
+        timesteps: for each photo, the timesteps that its losses are computed at. None: 1 to T - 1 (DLADiff, Algorithm
+            1), drawn the way the model's family is trained: uniformly, or logit-normally for flow matching.
         faces: the faces in each of `originals` that face encoders are misled about. None: all faces.
         callback: called after every step of a surrogate or of prompt tuning.
         prompt: the text of `prompt_embeds`.
@@ -99,12 +101,14 @@ class ProtectionTask:
         shape = (count, config.latent_channels, self.resolution // factor, self.resolution // factor)
         positions = torch.rand(count, generator=self.generator).tolist()
         latent, noise = (send(torch.randn(shape, generator=self.generator), self.device) for _ in range(2))
-        timesteps = torch.randint(1, self.family.num_train_timesteps, (count,), generator=self.generator)
-        if self.timesteps is not None and which is not None:
-            timesteps = torch.stack(
-                [self.timesteps[i][t % len(self.timesteps[i])] for i, t in zip(which, timesteps, strict=True)]
-            )
-        return DenoisingDraw(positions, latent, noise, send(timesteps, self.device))
+        return DenoisingDraw(positions, latent, noise, send(self._draw_timesteps(count, which), self.device))
+
+    def _draw_timesteps(self, count: int, which: list[int] | None) -> Tensor:
+        last = self.family.num_train_timesteps - 1
+        if self.timesteps is None or which is None:
+            return 1 + self.family.timestep_density(last, count, self.generator)
+        places = 1 + uniform_timesteps(last, count, self.generator)
+        return torch.stack([self.timesteps[i][t % len(self.timesteps[i])] for i, t in zip(which, places, strict=True)])
 
     def training_images(self, photos: list[Tensor], positions: list[float], *, transformed: bool = True) -> Tensor:
         """Make the images that a trainer would make of B photos, differentiable in the photos.

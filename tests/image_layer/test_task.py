@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_pipelines import BUILDERS
 from apdm.core.errors import UserError
 from apdm.families import Family, Posterior, StableDiffusion, load_family
 from apdm.families.attention import map_distance, watch_attention
+from apdm.families.sd3 import StableDiffusion3
 from apdm.image_layer.layers import FineTuningLayer
 from apdm.image_layer.protections.dladiff import DLADiff
 from apdm.image_layer.surrogate import Surrogate
@@ -190,6 +192,16 @@ def test_losses_are_computed_at_the_timesteps_of_their_photo(task: ProtectionTas
     limited = replace(task, timesteps=own)
     drawn = torch.stack([limited.draw(3, [0, 1, 2]).timesteps for _ in range(100)])
     assert [set(drawn[:, i].tolist()) for i in range(3)] == [set(steps.tolist()) for steps in own]
+
+
+def test_timesteps_are_drawn_the_way_the_models_family_is_trained(task: ProtectionTask, tmp_path: Path):
+    # DLADiff's Algorithm 1: t ~ U{1..999}. SD 3 is trained at the sigmoid of a normal variable z, and the share of it
+    # in the middle half is P(|z| < ln 3) = .728.
+    flow = replace(task, family=StableDiffusion3(BUILDERS["sd3"](tmp_path)))
+    for one, middle in ((task, 0.5), (flow, 0.728)):
+        drawn = one.draw(4000).timesteps
+        assert drawn.min() >= 1 and drawn.max() <= 999
+        assert ((drawn > 250) & (drawn <= 750)).double().mean().item() == pytest.approx(middle, abs=0.03)
 
 
 def test_a_surrogate_learns_the_photos_and_leaves_the_model_alone(task: ProtectionTask):
