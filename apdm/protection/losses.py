@@ -62,9 +62,10 @@ def dpo_loss(
         negative: the denoiser's error on images of the protected subject, `[B, C, h, w]`.
         reference_negative: the reference's error on the same images.
         beta: sharpness of the preference.
-        reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
-            takes the mean over a sample, as the norm in the formula says. The differences are then small, and beta has
-            to be of order 1000.
+        reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" puts
+            a sample's mean over its N elements through it, as is usual for diffusion models. The differences are then
+            small, and beta has to be of order 1000. The formula's squared norm is the sum: "sample" with N times its
+            beta.
 
     Raises:
         ValueError: `reduction` has another value.

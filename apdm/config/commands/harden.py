@@ -131,7 +131,7 @@ class HardenConfig(JobConfig):
     train_batch_size: int = option(
         1,
         "Photos per training step, over all processes together. More photos give smoother gradients and take "
-        "proportionally more time and memory. 1 is the paper's.",
+        "proportionally more time and memory. 1 is the released code's.",
         at_least=1,
         common="how long, and how strongly",
     )
@@ -193,7 +193,7 @@ class HardenConfig(JobConfig):
     mixed_precision: Literal["no", "fp16", "bf16"] = option(
         "no",
         "Precision of forward and backward passes; weights and optimizers stay float32. bf16 is faster and takes less "
-        "memory. fp16, which needs loss scales, is for cards without bf16. no means float32, as in the paper.",
+        "memory. fp16, which needs loss scales, is for cards without bf16. no means float32, as in the released code.",
         common="memory",
     )
     gradient_checkpointing: bool = option(
@@ -278,9 +278,10 @@ class HardenConfig(JobConfig):
     objective: str = option(
         "dpo:beta=1,reduction=element",
         "The loss that the defender lowers at the simulated attacker's weights. "
-        '"dpo:beta=1,reduction=element" is the paper\'s Direct Protective Optimization. beta is the sharpness of the '
-        "preference. With reduction=sample, errors are averaged over a sample before the sigmoid, as in the formula; "
-        "beta is then of order 1000. The gradient is up to beta times that of the errors, so with a larger beta "
+        '"dpo:beta=1,reduction=element" is Direct Protective Optimization as released. beta is the sharpness of the '
+        "preference. With reduction=sample, errors are averaged over a sample before the sigmoid; beta is then of the "
+        "order of 1000. The formula has their sum, so its beta is that of sample divided by the number of elements in "
+        "a photo's latents. The gradient is up to beta times that of the errors, so with a larger beta "
         "preservation.weight has to be larger too. "
         '"ascent:limit=0" is the paper\'s naive baseline, a high error on the protected photos, which ruins the class. '
         "With limit above 0, the error stops rising at limit times the original model's error. "

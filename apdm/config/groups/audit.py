@@ -23,7 +23,7 @@ class AuditOptions:
     prefix: ClassVar[str] = ""  # is put before the options' names in messages
 
     learning_rate: float = option(
-        5e-6, "Learning rate of the DreamBooth attack's AdamW. 5e-6 is the paper's attack on its models.", above=0
+        5e-6, "Learning rate of the DreamBooth attack's AdamW. 5e-6 is the released code's.", above=0
     )
     max_train_steps: int = option(
         800,

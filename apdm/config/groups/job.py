@@ -81,7 +81,7 @@ class JobConfig(DatasetConfig):
     num_class_images: int = option(
         200,
         "Number of class pictures for prior preservation (x_pr). More pictures keep the class more diverse. They are "
-        "drawn once for each model, which takes proportionally longer. 200 is the paper's and DreamBooth's number.",
+        "drawn once for each model, which takes proportionally longer. 200 is the released code's number.",
         at_least=1,
         common="photos",
     )

@@ -35,7 +35,7 @@ class MemoryConfig:
     reference_dtype: Literal["float32", "bfloat16"] = option(
         "float32",
         "Precision of the reference phi, the frozen original. bfloat16 saves half a copy of the weights and rounds "
-        "phi's predictions to two or three digits. float32 is the paper's.",
+        "phi's predictions to two or three digits. float32 is the released code's.",
     )
     offload: bool = option(
         False,

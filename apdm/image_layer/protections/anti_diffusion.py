@@ -1,6 +1,7 @@
 """Anti-Diffusion (Zheng et al., AAAI 2025, arXiv 2503.05595): prompts tuned to the photos, and disturbed attention.
 
-This is written from the paper. It differs from the released code in these points:
+This is written after the authors' program and the paper's abstract; the paper's sections could not be read. It differs
+from the program in these points:
 
 * The budget is always measured from the original photos.
 * All photos of a subject share one surrogate. The AdamW of the surrogate and the AdamW of the prompts keep their state

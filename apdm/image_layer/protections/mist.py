@@ -1,4 +1,14 @@
-"""Mist (Liang and Wu 2023) with its fused loss: the denoising error, and the latents' distance to a pattern."""
+"""Mist (Liang and Wu 2023) with its fused loss: the denoising error, and the latents' distance to a pattern.
+
+It differs from the released code in these points:
+
+* The weight is of a mean distance. The release takes 1e4 times the denoising error and the sum over the latents'
+  16384 elements (512 pixels), which is a weight of 1.64 here.
+* The pattern is a chequered one. The authors use a picture of their own.
+* Latents are means of the posterior, and the photo's own square; the release samples them.
+* The prompt is the instance prompt, in place of "a painting" or "a photo". The ascent begins at the photo, in place of
+  a random point within the budget. The release's step is 1/255.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +29,6 @@ FIELDS = 8  # of the chequered pattern, along one side
 @dataclass(frozen=True, kw_only=True)
 class Mist(PhotoProtection):
     """Raise the unchanged model's denoising error L_cond, and pull the latents of the photos to those of a pattern.
-
-    The pattern is a chequered one. The authors use a picture of their own. Latents are means of the posterior.
 
     Attributes:
         ascent_steps: PGD steps.

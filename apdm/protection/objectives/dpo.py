@@ -19,8 +19,9 @@ class DirectProtectiveOptimization(LossObjective):
     Attributes:
         beta: sharpness of the preference. In the paper's Table 6, 1 protects better than 10 or 100.
         reduction: "element" puts every latent element through the sigmoid, as the released code does. "sample" first
-            averages over a sample, as the formula does. The differences are then small, and beta has to be of order
-            1000.
+            averages over a sample. The differences are then small, and beta has to be of order 1000. The formula has a
+            sum over a sample in place of the mean: `dpo:beta=16384,reduction=sample` is its beta of 1 for latents of
+            4 x 64 x 64 elements, those of Stable Diffusion at 512 pixels.
 
     The gradient of L_DPO grows with beta: it is beta / 2 times the gradient of the errors' difference where denoiser
     and reference agree, and at most beta times it. So `preservation_weight` has to grow with beta.
