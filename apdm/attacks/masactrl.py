@@ -7,6 +7,10 @@ prompt that describes it, and the edited one. From step S and layer L on, the se
 
 with the queries of the edited picture, and with keys and values of the photo's (mutual self-attention, the paper's
 Algorithm 1). So a pose can change, and the person stays.
+
+The photo is drawn without guidance, and its keys and values serve both passes of the edited picture. In the authors'
+program it is drawn with guidance, and the pass of the empty prompt takes those of its own. With an empty
+`source_prompt`, the default, both are the same.
 """
 
 from __future__ import annotations
