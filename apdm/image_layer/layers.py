@@ -124,7 +124,8 @@ class FineTuningLayer:
             callback=task.callback,
         )
         if self.greedy_timesteps:
-            task = replace(task, timesteps=greedy_timesteps(task))
+            chosen = greedy_timesteps(task, epsilon=self.epsilon, step_size=self.step_size)
+            task = replace(task, timesteps=chosen)
         self.protection.protect(task, pgd)
         return pgd.photos
 

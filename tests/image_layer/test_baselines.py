@@ -121,19 +121,35 @@ def test_plans_count_the_pictures_that_pass_through_the_denoiser(square: Protect
 # -- SimAC ---------------------------------------------------------------------------------------------------------
 
 
-def test_simac_drops_the_timestep_with_the_smallest_gradient_and_its_neighbours(
+def test_simac_drops_the_weakest_timestep_with_its_neighbours_and_moves_the_photo_at_the_strongest(
     square: ProtectionTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timesteps, "TRIALS", 1)
-    chosen, fresh = timesteps.greedy_timesteps(again(square)), again(square)
-    for photo, kept in zip(fresh.originals, chosen, strict=True):
-        candidates = torch.arange(1, 1000)[torch.randperm(999, generator=fresh.generator)[:5]]
-        leaf, draw = photo.clone().requires_grad_(), fresh.draw(5)
-        draw.timesteps.copy_(candidates)
-        values = error(fresh, fresh.family.denoiser, encoded(fresh, [leaf] * 5, draw.latent), draw, fresh.prompt_embeds)
-        norms = [torch.autograd.grad(value, leaf, retain_graph=True)[0].norm().item() for value in values]
-        weakest = int(candidates[int(np.argmin(norms))])
-        assert kept.tolist() == [t for t in range(1, 1000) if abs(t - weakest) > 20]
+    measured, seen = timesteps._gradients, list[Tensor]()
+
+    def noted(task: ProtectionTask, photo: Tensor, at: Tensor) -> Tensor:
+        seen.append(photo)
+        return measured(task, photo, at)
+
+    monkeypatch.setattr(timesteps, "TRIALS", 3)
+    monkeypatch.setattr(timesteps, "_gradients", noted)
+    chosen, fresh = timesteps.greedy_timesteps(again(square), epsilon=0.06, step_size=0.04), again(square)
+    for original, kept in zip(fresh.originals, chosen, strict=True):
+        left, photo = list(range(1, 1000)), original
+        for _ in range(3):
+            torch.testing.assert_close(seen.pop(0), photo)
+            drawn = torch.randperm(len(left), generator=fresh.generator)[:5]
+            candidates = [left[int(i)] for i in drawn]
+            leaf, draw = photo.clone().requires_grad_(), fresh.draw(5)
+            draw.timesteps.copy_(torch.tensor(candidates))
+            latents = encoded(fresh, [leaf] * 5, draw.latent)
+            values = error(fresh, fresh.family.denoiser, latents, draw, fresh.prompt_embeds)
+            gradients = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in values]
+            sizes = [gradient.abs().sum().item() for gradient in gradients]
+            middle = min(max(candidates[int(np.argmin(sizes))], 20), 980)
+            left = [t for t in left if t not in range(middle - 20, middle + 20)]
+            moved = photo + 0.04 * gradients[int(np.argmax(sizes))].sign()
+            photo = torch.minimum(torch.maximum(moved, original - 0.06), original + 0.06).clamp(0, 1)
+        assert kept.tolist() == left
 
 
 # -- DisDiff -------------------------------------------------------------------------------------------------------
