@@ -13,16 +13,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from apdm.config import DemoConfig, HardenConfig, make_config
+from apdm.config.yaml_text import read_yaml
 from apdm.core.cpus import available_cpus
+from apdm.core.errors import UserError
+from apdm.core.files import MARKER, check_output_dir, list_files, write_beside
 from apdm.core.launcher import is_launched, launched_as
 from apdm.core.logging import get_logger
+from apdm.data.photo_files import is_litter
+from apdm.export.layout import CONFIG
+from apdm.jobs.common.first_checks import has_only_begun
 from apdm.portraits import ADAPTER, DEMO, PIPELINE
-from apdm.portraits.subjects import write_subjects
+from apdm.portraits.subjects import subject_files, write_subjects
 
 logger = get_logger(__name__)
 
@@ -87,9 +93,46 @@ def subjects_dir(config: DemoConfig) -> Path:
 
 
 def prepare(config: DemoConfig) -> None:
-    """Draw the people. Only the process that a user started does so."""
-    if not is_launched():
-        write_subjects(subjects_dir(config))
+    """Draw the people. Only the process that a user started does so.
+
+    Raises:
+        UserError: the output folder cannot be used, or the demo would replace what it did not make.
+    """
+    if is_launched():
+        return
+    output, people = Path(config.output_dir), subjects_dir(config)
+    check_output_dir(output, overwrite=True)
+    _require_demo(output, people)
+    _require_drawn(people)
+    with write_beside(people, folder=True) as partial:
+        write_subjects(partial)
+
+
+def _require_demo(output: Path, people: Path) -> None:
+    """Raise UserError if an output folder holds the run of another command, whose result a demo would replace."""
+    if not (output / MARKER).is_file() or has_only_begun(output):
+        return
+    made_of = None
+    with suppress(UserError):  # a damaged configuration says nothing
+        made_of = read_yaml(str(output / CONFIG)).get("instance_data_dir")
+    if not isinstance(made_of, str) or Path(made_of).parent.name != people.name:
+        raise UserError(f"{output} holds a run that is no demo, which would be replaced: choose another output_dir")
+
+
+def _require_drawn(people: Path) -> None:
+    """Raise UserError if the folder for the drawn people holds anything that the demo does not draw."""
+    if people.exists() and not people.is_dir():
+        raise UserError(
+            f"{people} is a file, and the demo draws its people there: move it, or choose another output_dir"
+        )
+    drawn = subject_files()
+    for file in list_files(people):
+        name = file.relative_to(people)
+        if name.as_posix() not in drawn and not any(map(is_litter, name.parts)):
+            raise UserError(
+                f"{file} is nothing that the demo draws, and it draws its people in {people}: move the folder, or "
+                "choose another output_dir"
+            )
 
 
 def harden_config(config: DemoConfig) -> HardenConfig:

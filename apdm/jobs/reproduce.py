@@ -179,14 +179,20 @@ def prepare(config: ReproduceConfig, job: Job, output: Path, held: ExitStack) ->
         figures = Figures(recipe, job.models, fill=lambda options: options, allow_pickle=config.allow_pickle)
         figures.check_networks()
     claim_output_dir(output, overwrite=True, until=held)
-    if (output / TABLE).is_file():
-        earlier = json.loads((output / TABLE).read_text(encoding="utf-8")).get("title")
-        if earlier != recipe.title:
-            raise UserError(f"{output} holds another table: {earlier}; choose another output_dir")
+    if (output / TABLE).is_file() and (earlier := _title(output / TABLE)) != recipe.title:
+        raise UserError(f"{output} holds another table: {earlier}; choose another output_dir")
     if recipe.is_miniature:
         draw_people(drawn, count_wanted or 1)
         subjects = read_subjects(str(drawn), recipe, count_wanted or 1)
     return subjects
+
+
+def _title(table: Path) -> str:
+    """The title of a table that was made before. Raises UserError if it cannot be read."""
+    try:
+        return str(json.loads(table.read_text(encoding="utf-8"))["title"])
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{table} is damaged; delete it, and the same command makes it again") from None
 
 
 def table_of(

@@ -27,6 +27,7 @@ from apdm.portraits.people import (
 
 PROMPT = "a photo of t@t person"  # with which captions begin: the instance prompt of audit-portrait.yaml
 DEFENCE, ATTACK, HOLDOUT = range(0, 4), range(100, 104), range(200, 212)  # numbers of a person's photos
+CONSENTING, STRANGERS = 8, 64  # how many there are by default
 
 
 def write_photos(seed: int, photos: range, directory: Path, size: int = SIZE) -> None:
@@ -56,8 +57,8 @@ def write_subjects(
     *,
     protected: int = 1,
     others: int = 1,
-    consenting: int = 8,
-    strangers: int = 64,
+    consenting: int = CONSENTING,
+    strangers: int = STRANGERS,
     first: int = 0,
 ) -> None:
     """Write all folders that the module's docstring lists. Ids are a letter and a number.
@@ -88,14 +89,23 @@ def write_subjects(
         render_person(identity(seed), circumstance(seed, 0)).save(directory / "strangers" / f"{n:03d}.png")
 
 
+def subject_files() -> frozenset[str]:
+    """Return the names of all files that `write_subjects` writes by default, relative to its folder."""
+    folders = {"protected/s01": DEFENCE, "attacker/s01": ATTACK, "other/o01": ATTACK}
+    folders |= {"holdout/s01": HOLDOUT, "holdout/o01": HOLDOUT, "strangers": range(STRANGERS)}
+    folders |= {f"consenting/c{n + 1:02d}": DEFENCE for n in range(CONSENTING)}
+    photos = {f"{folder}/{i:03d}.png" for folder, photos in folders.items() for i in range(len(photos))}
+    return frozenset(photos | {f"{folder}/metadata.jsonl" for folder in ("attacker/s01", "other/o01")})
+
+
 def main() -> None:
     """Write subjects as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--protected", type=int, default=1)
     parser.add_argument("--others", type=int, default=1)
-    parser.add_argument("--consenting", type=int, default=8)
-    parser.add_argument("--strangers", type=int, default=64)
+    parser.add_argument("--consenting", type=int, default=CONSENTING)
+    parser.add_argument("--strangers", type=int, default=STRANGERS)
     parser.add_argument("--first", type=int, default=0, help="how many people to skip, so as to get different ones")
     arguments = parser.parse_args()
     write_subjects(

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from apdm.config import DemoConfig, HardenConfig, load_config
+from apdm.core.errors import UserError
 from apdm.core.launcher import _RUNS, is_launched, is_main_process, launched_as, worked_with_others
 from apdm.export.layout import REPORT
 from apdm.jobs.common.stages import ATTACKS, HARDENING, PHOTO_ATTACKS, PHOTOS, PREPARING, harden_stages
-from apdm.jobs.demo import SIZES, harden_config, next_step
-from apdm.portraits.subjects import write_subjects
+from apdm.jobs.demo import SIZES, harden_config, next_step, prepare
+from apdm.portraits.subjects import subject_files, write_subjects
 from apdm.report.template import is_report
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,44 @@ def test_the_variables_of_a_launcher_are_gone_when_the_demo_is_over(monkeypatch:
     assert dict(os.environ) == before and not is_launched()
     assert worked_with_others(), "gloo's threads are still there"
     _RUNS.clear()
+
+
+def test_the_demo_draws_its_people_again_and_never_among_other_photos(tmp_path: Path) -> None:
+    config = DemoConfig(output_dir=str(tmp_path / "demo"))
+    prepare(config)
+    people = tmp_path / "demo-subjects"
+    drawn = {file.relative_to(people).as_posix() for file in people.rglob("*") if file.is_file()}
+    assert drawn == subject_files()
+    (people / "protected/.DS_Store").touch()
+    prepare(config)  # as a demo does that is run again
+
+    (people / "protected/s01/mine.jpg").write_text("mine")
+    with pytest.raises(UserError, match="mine.jpg is nothing that the demo draws"):
+        prepare(config)
+    assert (people / "protected/s01/mine.jpg").read_text() == "mine"
+
+
+def test_the_demo_refuses_the_output_folder_of_another_command(tmp_path: Path) -> None:
+    output = tmp_path / "mine"
+    (output / "model").mkdir(parents=True)
+    (output / ".apdm").write_text("made by apdm\n")
+    for written in ("instance_data_dir: subjects", "instance_data_dir: {", "- 1", None):
+        (output / "config.yaml").unlink(missing_ok=True)
+        if written is not None:
+            (output / "config.yaml").write_text(written)
+        with pytest.raises(UserError, match="mine holds a run that is no demo, which would be replaced"):
+            prepare(DemoConfig(output_dir=str(output)))
+    assert not (tmp_path / "mine-subjects").exists()
+    (output / "config.yaml").write_text("instance_data_dir: elsewhere/mine-subjects/protected")  # it was moved
+    prepare(DemoConfig(output_dir=str(output)))
+
+
+@pytest.mark.parametrize("in_the_way", ["demo", "demo-subjects"])
+def test_a_file_in_the_place_of_a_folder_is_told_before_people_are_drawn(tmp_path: Path, in_the_way: str) -> None:
+    (tmp_path / in_the_way).write_text("a file")
+    with pytest.raises(UserError, match=f"{in_the_way} is (not a folder|a file)"):
+        prepare(DemoConfig(output_dir=str(tmp_path / "demo")))
+    assert [entry.name for entry in tmp_path.iterdir()] == [in_the_way]
 
 
 def test_full_is_the_published_configuration_with_other_paths(place: Path) -> None:

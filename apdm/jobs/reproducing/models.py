@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from apdm.audit.results.store import key_of
 from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError
+from apdm.core.files import WEIGHT_SUFFIXES, list_files, weights_sha256
 from apdm.core.model_path import HUB_ID
 from apdm.portraits import ADAPTER, PIPELINE
 
@@ -42,6 +44,7 @@ FIGURE_MODELS: Mapping[str, str] = {
 }
 IN_THE_MINIATURE = ("inception", "dino")  # networks that bundled features stand in for on the miniature world
 BUNDLED: Mapping[str, str] = {"miniature": str(PIPELINE), "miniature_adapter": str(ADAPTER)}
+OF_NETWORKS = (".onnx", ".json", ".txt", ".model")  # further files that decide what a network does
 PLACE = re.compile(r"\{(" + "|".join([*MODELS, *BUNDLED, "people"]) + r")\}")
 Options = dict[str, Any]
 
@@ -80,6 +83,20 @@ def filled_in(options: Any, places: Mapping[str, str]) -> Any:
     if isinstance(options, list):
         return [filled_in(value, places) for value in options]
     return PLACE.sub(lambda found: places[found[1]], options) if isinstance(options, str) else options
+
+
+def content_of(place: str) -> str:
+    """Return a hash of the files of a model or network on this machine; the name of one on the Hub.
+
+    A folder's weights, configurations and vocabularies count, and pictures or documents in it do not.
+    """
+    path = Path(place)
+    if not path.exists():
+        return place
+    if path.is_file():
+        return weights_sha256(path)
+    files = [file for file in list_files(path) if file.suffix in (*WEIGHT_SUFFIXES, *OF_NETWORKS)]
+    return key_of({file.relative_to(path).as_posix(): weights_sha256(file) for file in files})
 
 
 def listed(names: Collection[str]) -> str | None:

@@ -29,7 +29,7 @@ from apdm.data.subjects import find_subjects
 from apdm.distributed.processes import ProcessGroup
 from apdm.export.layout import ATTACK, ATTACKER_CLASS_IMAGES, IMAGES, MANIFEST, MODEL
 from apdm.families import load_family
-from apdm.jobs.reproducing.models import BUNDLED, Options, filled_in, needed_models
+from apdm.jobs.reproducing.models import BUNDLED, Options, content_of, filled_in, needed_models
 from apdm.jobs.reproducing.recipes import Captions, Recipe, RecipeRow, merged
 from apdm.jobs.reproducing.subjects import HOLDOUT, PHOTOS, Subject, mixed
 
@@ -222,11 +222,11 @@ class Steps:
         return filled_in(options, {**self.places, "people": str(self.output / DRAWN_PEOPLE)})
 
     def _folder(self, recipe: Recipe, kind: str, options: Options, photos: Sequence[Path], *more: Any) -> Path:
-        """The folder of a step, by a hash of all that determines the step."""
+        """The folder of a step, by a hash of all that determines the step: of models, what is in their files."""
         prompts = [recipe.instance_prompt, recipe.class_prompt, recipe.resolution]
         used = recipe.protects_with if kind in ("harden", "perturb") else recipe.model
         named = [used, *sorted(needed_models(options))]
-        where = {name: None if name in BUNDLED else self.places[name] for name in named}
+        where = {name: None if name in BUNDLED else content_of(self.places[name]) for name in named}
         files = [sha256_file(photo) for photo in photos]
         return self.output / WORK / f"{kind}-{key_of({'of': [VERSION, kind, options, prompts, where, files, *more]})}"
 

@@ -50,11 +50,11 @@ class Subject:
 
 
 def draw_people(folder: Path, count: int) -> None:
-    """Draw people of the miniature world, once."""
-    if not folder.is_dir():
+    """Draw so many people of the miniature world, unless they are there. Those who are there stay as they are."""
+    if not (folder / SPARE / f"s{count:02d}").is_dir():
         with write_beside(folder, folder=True) as partial:
-            write_subjects(partial, protected=max(count, 1), others=1)
-            for n in range(max(count, 1)):
+            write_subjects(partial, protected=count, others=1)
+            for n in range(count):
                 write_photos(PROTECTED_PEOPLE.start + n, SPARE_DRAWN, partial / SPARE / f"s{n + 1:02d}")
 
 

@@ -27,7 +27,7 @@ from apdm.config import ReproduceConfig
 from apdm.core.errors import UserError
 from apdm.families import StableDiffusion
 from apdm.jobs.planning.resources import time_for
-from apdm.jobs.reproduce import load_job, reproduce
+from apdm.jobs.reproduce import load_job
 from apdm.jobs.reproducing.checks import check_options
 from apdm.jobs.reproducing.listing import all_tables
 from apdm.jobs.reproducing.models import filled_in
@@ -215,16 +215,6 @@ def test_small_work_is_not_told_as_no_minutes() -> None:
         "1 second at 100 TFLOP/s",
         "30 seconds at 100 TFLOP/s",
     ]
-
-
-def test_an_output_folder_keeps_its_table(short: Callable[[str], str], tmp_path: Path) -> None:
-    (tmp_path / ".apdm").write_text("made by apdm\n")
-    (tmp_path / "table.json").write_text('{"title": "another table"}')
-    config = ReproduceConfig(
-        recipe=short("miniature/apdm-table1-person"), output_dir=str(tmp_path), rows=["dreambooth"]
-    )
-    with pytest.raises(UserError, match="holds another table: another table; choose another output_dir"):
-        reproduce(config)
 
 
 def test_names_of_models_are_filled_in_and_other_braces_stay() -> None:
