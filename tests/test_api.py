@@ -94,6 +94,7 @@ def test_type_checkers_see_the_functions_and_their_results(tmp_path: Path) -> No
 
 def test_harden_returns_where_the_model_is(hardened: apdm.HardenResult) -> None:
     assert hardened.steps == 2
+    assert (hardened.seconds or 0) > 0 and (hardened.peak_memory_bytes or 0) > 10**8  # Python with torch takes more
     assert hardened.model_dir == hardened.output_dir / "model"
     assert repr(hardened).endswith("image_dir=None, pushed=None, protected=None)")
     assert (hardened.model_dir / "unet/diffusion_pytorch_model.safetensors").is_file()
@@ -106,8 +107,10 @@ def test_the_command_gives_the_same_weights_as_the_function_and_says_where_they_
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     assert main(["harden", *words, "--output_dir", str(tmp_path / "run")]) == 0
     assert equal(weights(hardened.output_dir), weights(tmp_path / "run"))
-    assert capsys.readouterr().out.splitlines() == [
-        f"hardened model  {tmp_path / 'run/model'} (2 outer steps)",
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"hardened model  {tmp_path / 'run/model'} (2 outer steps in ")
+    assert first.endswith(" GB of memory)")
+    assert more == [
         "changed         100.0% of the denoiser's weights",
         f"try next        apdm verify {tmp_path / 'run'}",
     ]

@@ -23,7 +23,7 @@ from apdm.attacks import Material
 from apdm.attacks.mixed_photos import Mix
 from apdm.attacks.parts.captions import drawn_captions
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
-from apdm.audit.cells.judging import References, check_finite, editing_quality, person_quality
+from apdm.audit.cells.judging import References, check_finite, editing_quality, person_quality, picture_scores
 from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
 from apdm.audit.inputs.attack_factory import code_hash
 from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
@@ -44,7 +44,7 @@ from apdm.families import Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.utility import StrangersLikeness
 
-PHOTO_FORMAT = 3  # version of these cells in the store; cells of another version are run again
+PHOTO_FORMAT = 4  # version of these cells in the store; cells of another version are run again
 CAPTIONS = "captions"  # stands for the prompts of pictures that were drawn with captions, which rows never hold
 DRAWN = "drawn"  # name of a cell's pictures in the store
 PICTURE_SEED = 7_000_000  # added to the seed, so that no seed is shared with the audit of the models
@@ -229,7 +229,7 @@ class PhotoAudit:
     def _row(self, cell: PhotoCell, references: References) -> tuple[PhotoAttackRow, Tensor | None]:
         """Run a cell: its row, and its pictures unless it failed."""
         error, images, started = None, None, time.perf_counter()
-        judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}}
+        judged: dict[str, Any] = {"identity": {}, "by_prompt": {}, "quality": {}, "scores": {}}
         try:
             photos, prompts = cell.used, self._prompts(cell.attack)
             asked = [one for one in prompts for _ in range(self.plan.drawing.num_images)]
@@ -278,6 +278,7 @@ class PhotoAudit:
                 for i, prompt in enumerate(prompts)
             },
             "quality": quality,
+            "scores": picture_scores(judges, features, references),
         }
 
     def _params(self, cell: PhotoCell) -> dict[str, Any]:

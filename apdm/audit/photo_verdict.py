@@ -21,6 +21,10 @@ from apdm.metrics.identity import face_rate
 from apdm.metrics.statistics import independent_values
 from apdm.metrics.utility import StrangersLikeness
 
+NO_PURIFIER = (
+    "No purifier was tried, so nothing is known about an attacker who first compresses, resizes or blurs the photos: "
+    'see the option purifiers, such as "jpeg:quality=75".'
+)
 Pair = tuple[PhotoAttackRow, PhotoAttackRow]  # the rows of one person and seed, with clean and with protected photos
 
 
@@ -99,6 +103,8 @@ def judge_photos(
 
 def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:
     notes = common_notes(repeats, strangers)
+    if all(outcome.purifier is None for outcome in outcomes):
+        notes.append(NO_PURIFIER)
     for outcome in outcomes:
         rate = outcome.quality.get("face_rate")
         if rate is not None and rate.clean and rate.protected is not None and rate.protected < rate.clean / 2:

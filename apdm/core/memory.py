@@ -1,7 +1,9 @@
-"""How much memory a process may still take."""
+"""How much memory a process may still take, and how much it took."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +31,19 @@ def available_on(device: torch.device) -> int | None:
         return available_memory()
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)
     return None if ask is None else int(ask(device)[0])
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the largest number of bytes that this process took so far; None if an accelerator does not say.
+
+    Args:
+        device: where it works. On an accelerator it is the memory of PyTorch's tensors there, else all of the process.
+    """
+    if is_accelerator(device):
+        ask = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+        return None if ask is None else int(ask(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # of the system's figure
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _of_machine(row: str) -> list[int]:

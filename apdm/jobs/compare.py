@@ -41,7 +41,7 @@ def compare(config: CompareConfig) -> RunsSideBySide:
 
 
 def _read(given: str) -> Results:
-    return read_model_results(results_file(given))
+    return read_model_results(results_file(given, attacks=False))
 
 
 def run_names(given: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from apdm.core.devices import free_memory
 from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger
+from apdm.core.memory import peak_memory
 from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
@@ -100,6 +101,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         stages.begin(HARDENING)
         with stop.postponed():
             trained = run_training(training, validator, device, tracker, facts=facts, checkpoint=checkpoint, stop=stop)
+        peak = peak_memory(device)
         del training
         free_memory()
         try:
@@ -118,6 +120,8 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         output_dir=output,
         model_dir=output / MODEL,
         steps=trained.steps,
+        seconds=trained.seconds,
+        peak_memory_bytes=peak,
         moved=moved,
         image_dir=output / IMAGES if config.image_layer.enabled else None,
         results=read_model_results(output / RESULTS) if audited else None,

@@ -81,8 +81,11 @@ def _write_page(results: AnyResults | AttackResults, folder: Path, output: Path,
     return {name: bool(images) for name, images in pictures.items()}
 
 
-def results_file(given: str) -> Path:
+def results_file(given: str, *, attacks: bool = True) -> Path:
     """The results.json or attack.json that the user named by its path or its folder.
+
+    Args:
+        attacks: whether the attack.json of `apdm attack` is taken too.
 
     Raises:
         UserError: there is none. The message says whether an audit or an attack has begun there.
@@ -92,14 +95,14 @@ def results_file(given: str) -> Path:
         return path
     if not path.is_dir():
         fault = "is no file" if path.exists() else "does not exist"
-        known = f"the {RESULTS} of an audit, the {ATTACK} of an attack, or its folder"
+        known = f"the {RESULTS} of an audit, {f'the {ATTACK} of an attack, ' * attacks}or its folder"
         raise absent(given, f"{given} {fault}; give {known}")
-    for name in (RESULTS, ATTACK):
+    for name in (RESULTS, ATTACK) if attacks else (RESULTS,):
         if (path / name).is_file():
             return path / name
     if any((path / cells).is_dir() for cells in (CELLS, PHOTO_CELLS)):
         raise UserError(f"the run in {given} has not finished; give its command again, which goes on from there")
-    raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit or an attack")
+    raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit{' or an attack' * attacks}")
 
 
 def check_page_place(output: Path, folder: Path | None = None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.audit.results.models import AttackOutcome, Results
+from apdm.export.model_card import THREAT_MODEL
 from apdm.faces.described import NamedThreshold
 from apdm.report.common import headline_of, mean_likeness
 from apdm.report.costs import CostPlot, MeasuredCost, cost_plot, cost_text
@@ -99,7 +100,7 @@ def side_by_side(runs: Sequence[tuple[str, Results]]) -> RunsSideBySide:
 
 def write_comparison(table: RunsSideBySide, output: str | Path) -> None:
     """Write one self-contained HTML page. An existing file is replaced only when the new file is complete."""
-    write_page("comparison.html.j2", output, {"table": table})
+    write_page("comparison.html.j2", output, {"table": table, "threat_model": THREAT_MODEL})
 
 
 def text_lines(table: RunsSideBySide) -> list[str]:

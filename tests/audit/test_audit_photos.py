@@ -272,6 +272,8 @@ def test_every_attack_draws_all_prompts_with_every_seed_and_measures_more_than_i
         assert list(row.by_prompt or {}) == asked
         seen = [by_encoder["portrait-a"].mean for by_encoder in (row.by_prompt or {}).values()]
         assert row.identity["portrait-a"].mean == pytest.approx(sum(seen) / 2)
+        each = [score or 0.0 for score in (row.scores or {})["portrait-a"]]  # a picture for each prompt; None: no face
+        assert each == pytest.approx(seen, abs=5e-5)  # scores have four digits
         edited = {"edit_similarity", "edit_lpips", "edit_direction"} if row.attack == "img2img" else set()
         assert set(row.quality or {}) == {"face_score", "similarity", "brisque", "clip"} | edited
         assert (row.quality or {})["clip"] == sum(map(len, plain)) / 2

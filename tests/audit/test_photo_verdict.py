@@ -198,9 +198,13 @@ def test_pictures_that_lost_their_faces_are_noted_as_destroyed(face_rate: float,
 
 
 def test_few_seeds_are_noted():
-    assert verdict_on(*judged(clean(), protected()), repeats=2).notes == [
-        "A claim needs at least 3 seeds; this audit has 2."
-    ]
+    outcomes = judged(clean(), protected(), protected(purifier="jpeg"))
+    assert verdict_on(*outcomes, repeats=2).notes == ["A claim needs at least 3 seeds; this audit has 2."]
+
+
+def test_an_audit_that_tried_no_purifier_says_so():
+    (note,) = verdict_on(*judged(clean(), protected())).notes
+    assert note.startswith("No purifier was tried")
 
 
 def test_judges_that_were_all_misled_show_no_protection_whatever_they_measure():

@@ -114,6 +114,7 @@ def test_the_command_prints_a_table_and_writes_a_page(
     assert capsys.readouterr().out.splitlines()[-1] == f"page  {output}"
     page = Page(output)
     assert page.text("runs").count("0.75 → 0.25") == 2 and "the/base → the/model" in page.text("runs")
+    assert "The attacker owns the hardened weights" in page.text("threat-model")
     circles = [attributes for tag, attributes in page.tags if tag == "circle"]
     assert [circle["class"] for circle in circles] == ["hardened open"] * 2
     assert not page.values("src") and not page.values("href")
@@ -131,7 +132,17 @@ def test_bad_input_is_told_at_once_and_nothing_is_replaced(
     said = capsys.readouterr().err
     for fault in ("has schema 1, this program reads 2", "nowhere does not exist", "is no page of this program"):
         assert fault in said
+    assert "nowhere does not exist; give the results.json of an audit, or its folder" in said
     assert said.count("\n") == 3 and (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_an_attack_on_one_model_is_no_audit_that_could_be_compared(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack/attack.json").write_text("{}")
+    assert main(["compare", folders[0], str(tmp_path / "attack")]) == 2
+    assert "attack has no results.json; give the output folder of an audit\n" in capsys.readouterr().err
 
 
 def test_the_page_of_a_run_is_not_replaced_by_a_comparison(

@@ -51,6 +51,14 @@ def person_quality(judges: Judges, features: Features, references: References) -
     return faces | {"similarity": None if similarity is None else _finite(similarity)}
 
 
+def picture_scores(judges: Judges, features: Features, references: References) -> dict[str, list[float | None]]:
+    """{encoder: likeness of each picture, None if the picture shows no face}."""
+    return {
+        name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
+        for name, values in judges.scores(features, references.embeddings).items()
+    }
+
+
 def distance_to_class(features: Features, of_class: Tensor | None) -> float | None:
     """The kernel distance of N pictures to class pictures with features [M, F]; None if it cannot be measured."""
     drawn = features.extracted

@@ -20,7 +20,14 @@ from apdm.attacks import Material
 from apdm.attacks.parts.batches import probe_loss
 from apdm.audit.cells.attention import identifier_maps
 from apdm.audit.cells.cell import COURSE_PICTURES, Cell, CellMeasurements
-from apdm.audit.cells.judging import References, check_finite, distance_to_class, editing_quality, person_quality
+from apdm.audit.cells.judging import (
+    References,
+    check_finite,
+    distance_to_class,
+    editing_quality,
+    person_quality,
+    picture_scores,
+)
 from apdm.audit.inputs.plan import ATTACK_NOISE, AuditPlan
 from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.models import AttackRow, CurvePoint
@@ -148,7 +155,7 @@ class CellRunner:
         measured.add_to_course(images)
         if step == cell.nominal_step:
             measured.nominal = point
-            measured.scores = self._scores(features, references)
+            measured.scores = picture_scores(self.judges, features, references)
             measured.quality = quality | {"brisque": self.judges.brisque(images)} | self._edit_quality(cell, images)
             measured.pictures["attacked"] = images
             prompt = cell.attack.prompt(self.drawing.prompts[0])
@@ -195,14 +202,6 @@ class CellRunner:
             turns = [edits[place % len(photos)] for place in range(len(images))]
             asked, shown = [one.prompt for one in turns], [one.source or self.plan.class_prompt for one in turns]
         return editing_quality(self.judges, images, photos, asked, shown)
-
-    def _scores(self, features: Features, references: References) -> dict[str, list[float | None]]:
-        """{encoder: likeness of each picture, None if the picture shows no face}."""
-        scores = self.judges.scores(features, references.embeddings)
-        return {
-            name: [round(v.item(), 4) if face else None for v, face in zip(values, features.detected, strict=True)]
-            for name, values in scores.items()
-        }
 
 
 def _is_untouched(attacked: Family, model: Family) -> bool:

@@ -42,6 +42,8 @@ class PhotoAttackRow:
             attack that draws captions has one entry, "captions", and no caption is told.
         quality: {name of a quality figure: value}, None if it could not be measured. The whole is None in results of
             older versions.
+        scores: {encoder: likeness of each picture, None if it shows no face}, in the order of `by_prompt`, with as many
+            pictures for each prompt; None in results of older versions.
     """
 
     attack: str
@@ -53,6 +55,7 @@ class PhotoAttackRow:
     identity: IdentityByEncoder
     by_prompt: dict[str, IdentityByEncoder] | None = None
     quality: dict[str, float | None] | None = None
+    scores: dict[str, list[float | None]] | None = None
     seconds: float
     status: Status
     error: str | None

@@ -40,6 +40,9 @@ class HardenResult(JobResult):
         output_dir: the run's folder, with the manifest and the resolved configuration.
         model_dir: the hardened pipeline folder; diffusers loads it like the original.
         steps: number of outer steps that the weights were trained for. In a resumed run, earlier steps count too.
+        seconds: time of the training; None in a resumed run, which does not know how long the earlier steps took.
+        peak_memory_bytes: the largest memory of this process up to the end of the training: of the accelerator if it
+            works on one, else of the CPU; None if the accelerator does not say.
         moved: share of the denoiser's weights that differ from the base's in `model_dir`, where they may be rounded to
             half precision. None in all processes of a distributed run but the main one.
         image_dir: the protected photos, one folder per subject; None unless `image_layer.enabled` is true.
@@ -52,6 +55,8 @@ class HardenResult(JobResult):
     output_dir: Path
     model_dir: Path
     steps: int
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
     moved: float | None = None
     image_dir: Path | None = None
     results: Results | None = None

@@ -17,6 +17,7 @@ from apdm.audit.results.common import Verdict
 from apdm.audit.results.models import CurvePoint, Results
 from apdm.audit.results.photos import ImageLayer, PhotoResults
 from apdm.audit.results.rows import by_spec, protected_curve
+from apdm.core.plain_bar import duration
 from apdm.core.terminal import columns, count
 from apdm.export.layout import ATTACK, PERTURBATION, PICTURES, REPORT, RESULTS
 from apdm.image_layer.results import Perturbation
@@ -58,8 +59,9 @@ class Summary:
 def of_hardening(result: HardenResult, *, next_step: str | list[str] | None = None) -> Summary:
     """The summary of a hardening run. `next_step` is what to try next; by default `apdm verify`."""
     told = Summary(verdict=f"hardened model in {result.model_dir}")
-    told.rows["hardened model"] = f"{result.model_dir} ({count(result.steps, 'outer step')})"
+    told.rows["hardened model"] = f"{result.model_dir} ({', '.join(_price(result))})"
     told.facts |= {"output_dir": str(result.output_dir), "model": str(result.model_dir), "steps": result.steps}
+    told.facts |= {"seconds": result.seconds, "peak_memory_bytes": result.peak_memory_bytes}
     if result.moved is not None:
         told.facts["changed"] = result.moved
         if result.results is None:  # the audit says more about it
@@ -253,6 +255,13 @@ def _verify(output: Path) -> str:
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _price(result: HardenResult) -> list[str]:
+    """What the hardening took, as far as it is known: outer steps, time and memory."""
+    took = "" if result.seconds is None else f" in {duration(result.seconds)}"
+    memory = [] if result.peak_memory_bytes is None else [f"at most {result.peak_memory_bytes / 1e9:.1f} GB of memory"]
+    return [count(result.steps, "outer step") + took, *memory]
 
 
 def _add_verdict(told: Summary, verdict: Verdict, sentence: str) -> None:

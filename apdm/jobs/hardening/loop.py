@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,12 @@ class Trained(NamedTuple):
     Attributes:
         steps: number of outer steps done.
         checkpoint: the folder of the newest checkpoint; None if none could be written.
+        seconds: time of all outer steps, with validations and checkpoints; None if an earlier run took some of them.
     """
 
     steps: int
     checkpoint: Path | None
+    seconds: float | None
 
 
 def run_training(
@@ -58,7 +61,7 @@ def run_training(
         checkpoint: the checkpoint to resume from; None to start from the beginning.
 
     Returns:
-        The number of outer steps done, including those before the checkpoint, and the newest checkpoint.
+        The number of outer steps done, including those before the checkpoint, the newest checkpoint, and the time.
 
     Raises:
         UserError: a loss or gradient is not finite. The weights of the last good step are saved in the output folder.
@@ -77,6 +80,7 @@ def run_training(
     steps = range(counters.step + 1, config.max_train_steps + 1)
     if _is_protected(config, counters):
         steps = range(0)
+    started = time.perf_counter()
     every, total = config.checkpointing_steps, config.max_train_steps
     with progress_bar(steps, desc="harden", unit="step", initial=counters.step, total=total) as bar:
         for step in bar:
@@ -106,7 +110,7 @@ def run_training(
             if protected:
                 break
     training.publish()
-    return Trained(counters.step, keeper.newest)
+    return Trained(counters.step, keeper.newest, None if checkpoint else time.perf_counter() - started)
 
 
 def save_last(keeper: Keeper, counters: Counters) -> None:
