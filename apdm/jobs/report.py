@@ -85,7 +85,7 @@ def results_file(given: str, *, attacks: bool = True) -> Path:
     """The results.json or attack.json that the user named by its path or its folder.
 
     Args:
-        attacks: whether the attack.json of `apdm attack` is taken too.
+        attacks: whether the command takes an attack.json too; messages then say so.
 
     Raises:
         UserError: there is none. The message says whether an audit or an attack has begun there.
@@ -97,7 +97,7 @@ def results_file(given: str, *, attacks: bool = True) -> Path:
         fault = "is no file" if path.exists() else "does not exist"
         known = f"the {RESULTS} of an audit, {f'the {ATTACK} of an attack, ' * attacks}or its folder"
         raise absent(given, f"{given} {fault}; give {known}")
-    for name in (RESULTS, ATTACK) if attacks else (RESULTS,):
+    for name in (RESULTS, ATTACK):
         if (path / name).is_file():
             return path / name
     if any((path / cells).is_dir() for cells in (CELLS, PHOTO_CELLS)):

@@ -136,15 +136,6 @@ def test_bad_input_is_told_at_once_and_nothing_is_replaced(
     assert said.count("\n") == 3 and (tmp_path / "mine.html").read_text() == "mine"
 
 
-def test_an_attack_on_one_model_is_no_audit_that_could_be_compared(
-    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "attack").mkdir()
-    (tmp_path / "attack/attack.json").write_text("{}")
-    assert main(["compare", folders[0], str(tmp_path / "attack")]) == 2
-    assert "attack has no results.json; give the output folder of an audit\n" in capsys.readouterr().err
-
-
 def test_the_page_of_a_run_is_not_replaced_by_a_comparison(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
