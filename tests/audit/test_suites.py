@@ -13,3 +13,9 @@ def test_suites_require_all_but_what_wins_by_definition_what_was_trained_elsewhe
     weak = {"textual_inversion", "custom_diffusion", "dreambooth:class_noun=face", "dreambooth:num_photos=4"}
     assert optional == {*merged, *elsewhere, *slow, *weak, "lora:learning_rate_factor=3", *FIELD}
     assert {entry.spec for entries in SUITES.values() for entry in entries if entry.white_box} == elsewhere
+
+
+def test_suites_try_on_other_people_what_they_may_do_with_a_hardened_model():
+    carried = "transfer:attack=lora"  # a LoRA that was published for the base, and is loaded into the hardened model
+    for name in ("standard", "full"):
+        assert {entry.spec for entry in SUITES[name] if entry.others} == {"dreambooth", "lora", carried}

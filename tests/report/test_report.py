@@ -68,7 +68,7 @@ def test_every_section_is_there_and_says_its_figures(
             "0.40 to 0.60 over 4 pairs",
             "s01 enc-a 0.75 0.25 0.11 0.50",
         ],
-        "utility": ["14.25 9.50", "o01 0.80 0.70 0.88", "CLIP score – –"],
+        "utility": ["14.25 9.50", "o01 dreambooth 0.80 0.70 0.88", "CLIP score – –"],
         "attacks": ["dreambooth hardened s01 protected 3 0.25 0.25 0.40 > 300 0.90 0.770 12"],
         "method": [
             "apdm audit --x",

@@ -86,7 +86,8 @@ STANDARD = (
     on_one_person("two_stage"),
     on_one_person("adaptive"),
     on_one_person("release_unconditional", where_it_fits=True),
-    on_one_person("transfer:attack=lora", required=False, white_box="lora"),
+    # With other people it shows whether a LoRA that was published for the base still works on the hardened model.
+    on_one_person("transfer:attack=lora", required=False, white_box="lora", others=True),
     on_one_person("interpolation:source=base,alpha=0.5", required=False),
     on_one_person("interpolation:source=sibling,alpha=0.5"),
     on_one_person("transplant:source=sibling,part=cross_attention"),
