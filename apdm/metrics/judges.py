@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, cast
@@ -155,9 +155,10 @@ class Judges:
         """Features [N, G] of whole pictures [N, 3, H, W] in [0, 1], for `similarity`; None without a network."""
         return self._extract(self.dino or self.extractor, images)
 
-    def _batches(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield parts of `images` in [0, 1]."""
-        for chunk in images.split(self.batch_size):
+    def _batches(self, images: Tensor, places: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield parts of `images`, or of those at `places`, in [0, 1]. The latter are not copied all at once."""
+        size = self.batch_size
+        for chunk in images.split(size) if places is None else (images[part] for part in places.split(size)):
             yield chunk if chunk.is_floating_point() else to_unit(chunk)
 
     def _extract(self, extractor: Extractor | None, images: Tensor) -> Tensor | None:
@@ -168,13 +169,16 @@ class Judges:
     @torch.no_grad()
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """{encoder: embeddings [N, D]} of `images` [N, 3, H, W] in [0, 1]."""
-        found = [{e.name: e.embed(chunk).cpu() for e in self.encoders} for chunk in self._batches(images)]
-        return {name: torch.cat([one[name] for one in found]) for name in self.names}
+        return self._embed(self._batches(images))
 
     @torch.no_grad()
     def embed_seen(self, images: Tensor) -> dict[str, Tensor]:
         """As `embed`, of those pictures in which likeness can be read, see `Features.detected`."""
-        return self.embed(images[self.detect(images)[1]])
+        return self._embed(self._batches(images, self.detect(images)[1].nonzero().flatten()))
+
+    def _embed(self, chunks: Iterable[Tensor]) -> dict[str, Tensor]:
+        found = [{e.name: e.embed(chunk).cpu() for e in self.encoders} for chunk in chunks]
+        return {name: torch.cat([one[name] for one in found]) for name in self.names}
 
     @torch.no_grad()
     def embed_person(self, images: Tensor) -> dict[str, Tensor]:
