@@ -1,7 +1,6 @@
 """Networks that replay recorded passes give the numbers of the networks themselves, however they are called.
 
-The recorder here is a stand-in that works on the CPU. Like CUDA's, it reads inputs from fixed memory, and it writes
-outputs and gradients to fixed memory, which the next replay overwrites. `make gpu` runs the real one.
+The recorder here works on the CPU. `make gpu` runs the real one.
 """
 
 from __future__ import annotations
@@ -19,64 +18,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from engine_cases import CASES, build, steps, theta
+from graph_recorder import Recorder, one, pictures
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.autograd.graph import get_gradient_edge
 
-from apdm.attacks import Material
-from apdm.attacks.dreambooth import DreamBooth
-from apdm.distributed.graphs import MOST_GRAPHS, Graphs, can_record
-from apdm.distributed.launch import make_autocast
+from apdm.distributed.graphs import MOST_GRAPHS, Graphs
 from apdm.distributed.processes import SINGLE_PROCESS
-from apdm.distributed.recompute import enable_gradient_checkpointing
 from apdm.families import load_family
-from apdm.families.encoding import encode_images
 
 CPU = torch.device("cpu")
 PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
-
-
-class Recorder:
-    """Counts what is recorded and replayed."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-        self.modules: list[weakref.ref[nn.Module]] = []
-
-    def __call__(self, module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Callable[..., Any]:
-        self.recorded += 1
-        self.modules.append(weakref.ref(module))
-        with torch.enable_grad():
-            output = module(*examples)
-        alone = isinstance(output, Tensor)
-        fixed = (output if alone else output[0]).detach().clone()
-        weights = [p for p in module.parameters() if p.requires_grad]
-        gradients = [torch.zeros_like(p) for p in weights]
-
-        class Replay(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *given: Tensor) -> Tensor:
-                self.replayed += 1
-                with torch.no_grad():
-                    for example, tensor in zip(examples, given[: len(examples)], strict=True):
-                        example.copy_(tensor)
-                    result = module(*examples)
-                    fixed.copy_(result if alone else result[0])
-                return fixed.detach()
-
-            @staticmethod
-            def backward(ctx: Any, gradient: Tensor) -> Any:
-                with torch.enable_grad():
-                    result = module(*examples)
-                found = torch.autograd.grad(result if alone else result[0], weights, gradient)
-                torch._foreach_copy_(gradients, list(found))
-                return (*(None for _ in examples), *(g.detach() for g in gradients))
-
-        def replay(*tensors: Tensor) -> Any:
-            output = Replay.apply(*tensors, *weights)
-            return output if alone else (output,)
-
-        return replay
 
 
 @pytest.fixture
@@ -90,16 +41,8 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
-def pictures(seed: int, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
-
-
 def gradient(network: Any, loss_of: Callable[[Any], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
     return [g.clone() for g in torch.autograd.grad(loss_of(network), weights)]
-
-
-def one(seed: int) -> Callable[[Any], Tensor]:
-    return lambda network: network(pictures(seed)).square().mean()
 
 
 def mean_square(photos: Tensor, network: Any) -> Tensor:
@@ -267,90 +210,6 @@ def test_what_is_released_is_freed_and_not_recorded_again(network: nn.Module) ->
     assert len(recorded) == 1
 
 
-def test_an_attack_trains_the_same_weights_and_frees_what_it_recorded(
-    tiny_pipeline: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = load_family(tiny_pipeline)
-    photos = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = encode_images(family, photos)
-    attack = DreamBooth(**PROMPTS, max_train_steps=4)
-    ends = []
-    for records in (False, True):
-        if records:
-            graph_maker(monkeypatch, recorder)
-        model = attack.run(family, Material(latents, latents)).model
-        ends.append([p.detach() for p in model.denoiser.parameters()])
-    torch.testing.assert_close(*ends, rtol=0, atol=1e-7)
-    assert recorder.replayed == 3
-    assert [module() for module in recorder.modules] == [None]
-
-
-def test_an_attack_that_diverges_frees_what_it_recorded(
-    tiny_pipeline: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph_maker(monkeypatch, recorder)
-    family = load_family(tiny_pipeline)
-    latents = encode_images(family, torch.zeros(2, 3, 16, 16))
-    attack = DreamBooth(**PROMPTS, learning_rate=1e20, max_train_steps=4)
-    gc.disable()
-    try:
-        with pytest.raises(FloatingPointError):
-            attack.run(family, Material(latents, latents))
-    finally:
-        gc.enable()
-    assert recorder.replayed == 3
-    assert [module() for module in recorder.modules] == [None]
-
-
-class Cycle:
-    """Garbage that only the collector of garbage frees."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-def graph_maker(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Any]) -> Graphs:
-    """Graphs that record with PyTorch's function for the CPU, which there would be if CPUs had graphs."""
-    monkeypatch.setattr(torch.cpu, "make_graphed_callables", make, raising=False)
-    monkeypatch.setattr(torch.cpu, "graph_pool_handle", lambda: (0, 1), raising=False)
-    return Graphs(CPU)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_no_garbage_is_collected_during_a_recording(
-    network: nn.Module, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    garbage = weakref.ref(Cycle())
-    ended = []
-
-    def make(module: nn.Module, examples: tuple[Tensor, ...], pool: Any) -> Any:
-        assert garbage() is None and not gc.isenabled()
-        if fails:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
-        return module
-
-    for name in ("_cpu_endAllocateToPool", "_cpu_releasePool"):
-        monkeypatch.setattr(torch._C, name, lambda *given, name=name: ended.append((name, *given)), raising=False)
-    graphs = graph_maker(monkeypatch, make)
-    graphed = graphs(network)
-    for _ in range(2):
-        one(1)(graphed)
-    assert gc.isenabled() and graphs.failed == fails
-    assert ended == [(name, None, (0, 1)) for name in ("_cpu_endAllocateToPool", "_cpu_releasePool") if fails]
-
-
-def test_a_compiled_pass_is_not_compiled_a_second_time_to_be_recorded(
-    network: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graphs = graph_maker(monkeypatch, lambda module, examples, pool: module)
-    graphed, autocast = graphs(torch.compile(network, backend="eager")), make_autocast("bf16", Accelerator(cpu=True))
-    counters.clear()
-    for _ in range(3):
-        with autocast():
-            graphed(pictures(1))
-    assert graphs.replays == 2 and counters["stats"]["unique_graphs"] == 1
-
-
 def test_a_pass_that_cannot_be_recorded_runs_as_it_is(network: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     tried = []
 
@@ -380,19 +239,6 @@ def test_learning_to_protect_ends_at_the_same_weights(tiny_pipeline: Path) -> No
         assert recorder.replayed > 2 * recorder.recorded > 0
         for name in ends[0]:
             torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=1e-7)
-
-
-def test_what_cannot_be_recorded(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    denoiser = load_family(tiny_pipeline).denoiser
-    assert not can_record(CPU, denoiser)
-    monkeypatch.setattr(torch.cpu, "make_graphed_callables", None, raising=False)
-    assert can_record(CPU, denoiser)
-    denoiser.enable_gradient_checkpointing()  # diffusers' way saves the state of the random numbers
-    assert not can_record(CPU, denoiser)
-    enable_gradient_checkpointing(denoiser)
-    assert can_record(CPU, denoiser)
-    denoiser.mid_block.dropout = nn.Dropout(0.1)
-    assert not can_record(CPU, denoiser)
 
 
 def test_without_room_nothing_is_recorded_and_what_was_recorded_is_given_up(

@@ -78,69 +78,30 @@ def _plain_words() -> tuple[dict[str, int], list[str]]:
     return {s: i for i, s in enumerate(dict.fromkeys([*symbols, "<|startoftext|>", "<|endoftext|>"]))}, merges
 
 
-def build_pipeline(
-    folder: Path, prediction_type: str = "epsilon", *, miniature: bool = True
-) -> StableDiffusionPipeline:
-    """Real classes with random weights: 16x16 pictures, 4x8x8 latents, prompts of at most 16 tokens."""
-    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16),
-            norm_num_groups=4,
-            latent_channels=4,
-            sample_size=16,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=32,
-            attention_head_dim=4,
-        )
-        return StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-                prediction_type=prediction_type,
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-
-
 def clip_config(tokenizer: Any, **changes: Any) -> CLIPTextConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return CLIPTextConfig(**{"vocab_size": len(tokenizer), "max_position_embeddings": 16, **sizes, **tokens, **changes})
 
 
-def small_vae(**changes: Any) -> AutoencoderKL:
+def t5_config(width: int) -> T5Config:
+    return T5Config(
+        vocab_size=128, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+
+
+def qwen_config(tokenizer: Any, **sizes: Any) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+
+
+def small_vae(kind: Any = AutoencoderKL, **changes: Any) -> Any:
     sizes = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -149,7 +110,7 @@ def small_vae(**changes: Any) -> AutoencoderKL:
         "latent_channels": 4,
         "sample_size": 16,
     }
-    return AutoencoderKL(**{**sizes, **changes})
+    return kind(**{**sizes, **changes})
 
 
 def small_unet(**changes: Any) -> UNet2DConditionModel:
@@ -166,8 +127,27 @@ def small_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**sizes, **changes})
 
 
-def build_sd15(folder: Path, *, miniature: bool = True) -> StableDiffusionPipeline:
-    return build_pipeline(folder, miniature=miniature)
+def build_pipeline(
+    folder: Path, prediction_type: str = "epsilon", *, miniature: bool = True
+) -> StableDiffusionPipeline:
+    """As 1.5: 16x16 pictures, 4x8x8 latents, prompts of at most 16 tokens. Always the same random weights."""
+    tokenizer = write_tokenizer(folder / "vocabulary", miniature=miniature)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae, unet = small_vae(), small_unet()
+        encoder = CLIPTextModel(clip_config(tokenizer, intermediate_size=37))
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def build_sd21(folder: Path, *, miniature: bool = True) -> StableDiffusionPipeline:
@@ -235,10 +215,6 @@ def build_sd3(folder: Path, *, with_t5: bool = True, miniature: bool = True) -> 
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    tokenizer_3 = t5_tokenizer() if with_t5 else None
-    t5 = T5Config(
-        vocab_size=128, d_model=80, d_ff=32, d_kv=8, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
-    )
     encoder = CLIPTextModelWithProjection(first)
     torch.nn.init.eye_(encoder.text_projection.weight)  # as in the release
     return StableDiffusion3Pipeline(
@@ -255,8 +231,8 @@ def build_sd3(folder: Path, *, with_t5: bool = True, miniature: bool = True) -> 
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(second),
         tokenizer_2=tokenizer,
-        text_encoder_3=T5EncoderModel(t5) if with_t5 else None,
-        tokenizer_3=tokenizer_3,
+        text_encoder_3=T5EncoderModel(t5_config(80)) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
     )
 
 
@@ -274,16 +250,13 @@ def build_flux(folder: Path, *, miniature: bool = True) -> FluxPipeline:
         guidance_embeds=True,
         axes_dims_rope=(4, 6, 6),
     )
-    t5 = T5Config(
-        vocab_size=128, d_model=24, d_ff=32, d_kv=8, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
-    )
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
         vae=small_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
         tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel(t5),
+        text_encoder_2=T5EncoderModel(t5_config(24)),
         tokenizer_2=t5_tokenizer(),
     )
 
@@ -328,27 +301,16 @@ def build_flux2(folder: Path, *, miniature: bool = True) -> Flux2KleinPipeline:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
-    text = Qwen3Config(
-        vocab_size=len(tokenizer),
+    text = qwen_config(
+        tokenizer,
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=28,  # the pipeline reads the states after 9, 18 and 27 layers
         num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=2048,
         initializer_range=0.2,  # so that tokens change what follows them
-        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
     )
-    vae = AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        latent_channels=16,
-        sample_size=16,
-    )
+    vae = small_vae(AutoencoderKLFlux2, latent_channels=16)
     torch.nn.init.normal_(vae.bn.running_mean)
     torch.nn.init.uniform_(vae.bn.running_var, 0.5, 3.0)
     return Flux2KleinPipeline(
@@ -376,17 +338,7 @@ def build_zimage(folder: Path, *, miniature: bool = True) -> ZImagePipeline:
     )
     torch.nn.init.normal_(transformer.x_pad_token)
     torch.nn.init.normal_(transformer.cap_pad_token)
-    text = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    text = qwen_config(tokenizer, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     return ZImagePipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -408,7 +360,7 @@ def seeded(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "sd15": seeded(build_sd15),
+    "sd15": build_pipeline,
     "sd21": seeded(build_sd21),
     "sdxl": seeded(build_sdxl),
     "sd3": seeded(build_sd3),

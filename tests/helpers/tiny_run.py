@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -90,3 +91,8 @@ def weights(output: Path) -> dict[str, Tensor]:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr."""
+    return capsys.readouterr().err.strip().splitlines()[-1]

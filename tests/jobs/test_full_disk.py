@@ -17,7 +17,7 @@ import pytest
 import torch
 from full_disk import files_of_at_most
 from PIL import Image
-from tiny_run import arguments, equal, weights, write_people
+from tiny_run import arguments, equal, last_line, weights, write_people
 
 import apdm
 from apdm.cli import main
@@ -61,10 +61,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def fill(disk: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import POOL, VARIETY, arguments, equal, weights
+from tiny_run import POOL, VARIETY, arguments, equal, last_line, weights
 
 from apdm.cli import main
 from apdm.families import load_family
@@ -36,10 +36,6 @@ def later(original: Path, first: Path, people: Path, output: Path, **changes: ob
         **changes,
     }
     return ["harden", *arguments(first / "model", people, output, **options)]
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("attackers", [{}, POOL], ids=["algorithm-1", "pool"])
