@@ -136,10 +136,6 @@ def harden(
     from apdm.config import HardenConfig
 
     resolved = _resolve(HardenConfig, config, options)
-    if resolved.dry_run:
-        from apdm.jobs import dry_run
-
-        return _run(dry_run.harden, resolved, progress)
     from apdm.jobs.harden import harden as harden_model
 
     # The processes of a distributed run stay together, because the program may go on with its next call.
@@ -166,10 +162,6 @@ def perturb(
     from apdm.config import PerturbConfig
 
     resolved = _resolve(PerturbConfig, config, options)
-    if resolved.dry_run:
-        from apdm.jobs import dry_run
-
-        return _run(dry_run.protect_photos, resolved, progress)
     from apdm.jobs.perturb import perturb as perturb_photos
 
     return _run(perturb_photos, resolved, progress)
@@ -197,10 +189,6 @@ def audit(
     from apdm.config import AuditJobConfig
 
     resolved = _resolve(AuditJobConfig, config, options)
-    if resolved.dry_run:
-        from apdm.jobs import dry_run
-
-        return _run(dry_run.audit_models, resolved, progress)
     from apdm.jobs.audit import audit_models
 
     return _run(audit_models, resolved, progress)
@@ -275,10 +263,6 @@ def attack(
     from apdm.config import AttackConfig
 
     resolved = _resolve(AttackConfig, config, options)
-    if resolved.dry_run:
-        from apdm.jobs import dry_run
-
-        return _run(dry_run.attack_model, resolved, progress)
     from apdm.jobs.attack import attack_model
 
     return _run(attack_model, resolved, progress)
@@ -372,10 +356,14 @@ def _resolve(
 
 
 def _run(job: Callable[[Config], Result], config: Config, progress: bool) -> Result:
-    """Run the job, and restore what it changed in this process."""
+    """Run the job, or its dry run if the options ask for it, and restore what it changed in this process."""
     from apdm.core.terminal import show_progress
     from apdm.jobs.common.process_state import frames_freed, restored_process_state
 
+    if getattr(config, "dry_run", False):
+        from apdm.jobs.dry_run import dry_run
+
+        job = dry_run
     with frames_freed(), show_progress(progress), restored_process_state():
         return job(config)
 

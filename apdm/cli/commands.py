@@ -73,9 +73,7 @@ def _options(cls: type[Config], argv: Sequence[str]) -> Config:
 def _harden(argv: Sequence[str]) -> int:
     config = _options(HardenConfig, argv)
     if config.dry_run:
-        from apdm.jobs import dry_run
-
-        return _dry_run(dry_run.harden, config)
+        return _dry_run(config)
     from apdm.jobs.common.summary import of_hardening
     from apdm.jobs.harden import harden
 
@@ -120,10 +118,11 @@ def _init(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _dry_run(job: Callable[[Config], object], config: Config) -> int:
+def _dry_run(config: object) -> int:
     from apdm.jobs.common.summary import Summary
+    from apdm.jobs.dry_run import dry_run
 
-    job(config)
+    dry_run(config)
     if is_main_process():
         text = "dry run: everything that the run needs is there; nothing was written"
         tell(Summary(verdict=text, facts={"dry_run": True}))
@@ -133,9 +132,7 @@ def _dry_run(job: Callable[[Config], object], config: Config) -> int:
 def _perturb(argv: Sequence[str]) -> int:
     config = _options(PerturbConfig, argv)
     if config.dry_run:
-        from apdm.jobs import dry_run
-
-        return _dry_run(dry_run.protect_photos, config)
+        return _dry_run(config)
     from apdm.jobs.common.summary import of_perturbation
     from apdm.jobs.perturb import perturb
 
@@ -148,9 +145,7 @@ def _perturb(argv: Sequence[str]) -> int:
 def _audit(argv: Sequence[str]) -> int:
     config = _options(AuditJobConfig, argv)
     if config.dry_run:
-        from apdm.jobs import dry_run
-
-        return _dry_run(dry_run.audit_models, config)
+        return _dry_run(config)
     from apdm.jobs.audit import audit_models
     from apdm.jobs.common.summary import of_audit
 
@@ -165,9 +160,7 @@ def _audit(argv: Sequence[str]) -> int:
 def _attack(argv: Sequence[str]) -> int:
     config = _options(AttackConfig, _named("pretrained_model_name_or_path", argv))
     if config.dry_run:
-        from apdm.jobs import dry_run
-
-        return _dry_run(dry_run.attack_model, config)
+        return _dry_run(config)
     from apdm.jobs.attack import attack_model
     from apdm.jobs.common.summary import of_attack
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,15 +53,26 @@ Row = Callable[[], str | None]
 Plan = tuple[Rows, Mapping[str, Row]]  # the rows that the job itself shows, and those that only a dry run has
 
 
-def harden(config: HardenConfig) -> HardenResult:
-    """Check all input of `apdm harden` and show its plan.
+def dry_run(config: Any) -> Any:
+    """Check all input of the job that a configuration is for, and show its plan.
 
     Returns:
-        The folders that the run would write, and 0 steps.
+        The result of a job that has done nothing.
 
     Raises:
         UserError: something is missing or wrong. All that was found is told.
     """
+    jobs: dict[type, Callable[[Any], Any]] = {
+        HardenConfig: harden,
+        PerturbConfig: protect_photos,
+        AuditJobConfig: audit_models,
+        AttackConfig: attack_model,
+    }
+    return jobs[type(config)](config)
+
+
+def harden(config: HardenConfig) -> HardenResult:
+    """`dry_run` of `apdm harden`. Returns the folders that the run would write, and 0 steps."""
     prepare_process(config.num_threads)
     output = Path(config.output_dir)
     accelerator = make_accelerator(config.mixed_precision)
@@ -218,11 +230,7 @@ def faces_in_squares(sets: Sequence[PhotoSet], face_score: FaceScore | None) -> 
 
 
 def protect_photos(config: PerturbConfig) -> PerturbResult:
-    """Check all input of `apdm perturb` and show its plan. Returns the folders that the run would write.
-
-    Raises:
-        UserError: something is missing or wrong. All that was found is told.
-    """
+    """`dry_run` of `apdm perturb`. Returns the folders that the run would write."""
     prepare_process(config.num_threads)
     processes, device = join_processes()
     output = Path(config.output_dir)
@@ -254,11 +262,7 @@ def protect_photos(config: PerturbConfig) -> PerturbResult:
 
 
 def audit_models(config: AuditJobConfig) -> AuditResult:
-    """Check all input of `apdm audit` and show its plan. Returns a verdict that says that nothing was attacked.
-
-    Raises:
-        UserError: something is missing or wrong. All that was found is told.
-    """
+    """`dry_run` of `apdm audit`. Returns a verdict that says that nothing was attacked."""
     prepare_process(config.num_threads)
     processes, device = join_processes()
 
@@ -301,11 +305,7 @@ def _read_photos(
 
 
 def attack_model(config: AttackConfig) -> AttackResult:
-    """Check all input of `apdm attack` and show its plan. Returns the output folder, without results.
-
-    Raises:
-        UserError: something is missing or wrong. All that was found is told.
-    """
+    """`dry_run` of `apdm attack`. Returns the output folder, without results."""
     prepare_process(config.num_threads)
     processes, device = join_processes()
 
