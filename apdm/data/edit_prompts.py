@@ -61,31 +61,39 @@ def read_edits(folder: str | Path, photos: Mapping[str, Sequence[Path]]) -> dict
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"edit_prompts: {root} is no folder; name the folder with <id>/{PROMPT} or {TABLES[0]}")
-    listed = _tables(root, "")
-    found: dict[str, list[Edit]] = {}
-    rows, known, stands_in, root_stands_in = dict(listed), set[str](), False, False
+    tables = _tables(root, "")
+    rows, found = dict(tables), dict[str, list[Edit]]()
+    without_row = set[str]()  # subjects who have a photo without a row, which takes the prompt of a folder
     for subject, files in photos.items():
-        own = {**listed, **_tables(root / subject, f"{subject}/")}
+        own = {**tables, **_tables(root / subject, f"{subject}/")}
         rows |= own
-        known |= {name for file in files for name in (f"{subject}/{file.stem}", file.stem)}
-        one = next((_whole(place) for place in (root / subject / PROMPT, root / PROMPT) if place.is_file()), None)
-        named = [own.get(f"{subject}/{file.stem}", own.get(file.stem)) for file in files]
-        edits = [one if row is None else row.edit for row in named]
-        stands_in = stands_in or None in named
-        root_stands_in = root_stands_in or (None in named and not (root / subject / PROMPT).is_file())
-        if (missing := next((file for file, edit in zip(files, edits, strict=True) if edit is None), None)) is not None:
-            raise UserError(
-                f"edit_prompts: {root} has no prompt for {subject}/{missing.name}; add {subject}/{PROMPT}, or a line "
-                f"with this file_name to {TABLES[0]}"
-            )
-        found[subject] = [edit for edit in edits if edit is not None]
-    paths = [file for files in photos.values() for file in files]
-    for place, row in rows.items():
-        if stands_in and place not in known and not _lies_somewhere(place, root, paths):
-            raise UserError(f"{row.where}: there is no photo {row.photo}; mend its name, or leave the row out")
-    if root_stands_in:
+        whole = next((_whole(place) for place in (root / subject / PROMPT, root / PROMPT) if place.is_file()), None)
+        found[subject] = []
+        for file in files:
+            row = own.get(f"{subject}/{file.stem}", own.get(file.stem))
+            edit = whole if row is None else row.edit
+            if edit is None:
+                raise UserError(
+                    f"edit_prompts: {root} has no prompt for {subject}/{file.name}; add {subject}/{PROMPT}, or a line "
+                    f"with this file_name to {TABLES[0]}"
+                )
+            if row is None:
+                without_row.add(subject)
+            found[subject].append(edit)
+    if without_row:
+        _check_rows(rows, root, photos)
+    if any(not (root / subject / PROMPT).is_file() for subject in without_row):
         _check_folders(root, photos)
     return found
+
+
+def _check_rows(rows: Mapping[str, _Row], root: Path, photos: Mapping[str, Sequence[Path]]) -> None:
+    """Raise UserError if a row names a photo that is nowhere. `rows` are {name of the photo's file: row}."""
+    paths = [(subject, file) for subject, files in photos.items() for file in files]
+    known = {name for subject, file in paths for name in (f"{subject}/{file.stem}", file.stem)}
+    for place, row in rows.items():
+        if place not in known and not _lies_somewhere(place, root, [file for _, file in paths]):
+            raise UserError(f"{row.where}: there is no photo {row.photo}; mend its name, or leave the row out")
 
 
 def _check_folders(root: Path, photos: Mapping[str, Sequence[Path]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice, product
@@ -53,8 +53,9 @@ class Role(Enum):
 
 
 _PROTECTED = (Role.PROTECTED, Role.EARLIER, Role.REFERENCE)
-# (roles, other roles, why their folders must have no photo and no person in common)
-NO_PERSON_IN_BOTH: tuple[tuple[tuple[Role, ...], tuple[Role, ...], str], ...] = (
+Rule = tuple[tuple[Role, ...], tuple[Role, ...], str]  # roles, other roles, why their folders must share nothing
+# These share no photo and no person.
+NO_PERSON_IN_BOTH: tuple[Rule, ...] = (
     ((Role.PROTECTED,), (Role.EARLIER,), "a person is protected either now or was before"),
     (_PROTECTED, (Role.CONSENTING,), "people who consented are learned on purpose, so none of them may be protected"),
     (_PROTECTED, (Role.OTHER, Role.OTHER_REFERENCE), "people who must stay learnable cannot be protected too"),
@@ -68,7 +69,7 @@ NO_PERSON_IN_BOTH: tuple[tuple[tuple[Role, ...], tuple[Role, ...], str], ...] = 
     ),
 )
 # The same people are in both, but not the same photos.
-NO_PHOTO_IN_BOTH: tuple[tuple[tuple[Role, ...], tuple[Role, ...], str], ...] = (
+NO_PHOTO_IN_BOTH: tuple[Rule, ...] = (
     ((Role.PROTECTED, Role.EARLIER), (Role.REFERENCE,), "likeness is measured on photos that nobody trains on"),
     ((Role.OTHER,), (Role.OTHER_REFERENCE,), "likeness is measured on photos that nobody trains on"),
 )
@@ -145,32 +146,42 @@ def check_separate(sets: Sequence[PhotoSet]) -> None:
     Raises:
         UserError: two folders share a person or a photo. The message names both, and says why this is wrong.
     """
-    for rules, same_names in ((NO_PERSON_IN_BOTH, True), (NO_PHOTO_IN_BOTH, False)):
-        for roles, other_roles, why in rules:
-            pairs = product(*([each for each in sets if each.role in those] for those in (roles, other_roles)))
-            for one, other in pairs:
-                names = sorted(one.people.keys() & other.people.keys()) if same_names else []
-                copies = None if names else find_copy(one, other)
-                if (names or copies) and os.path.samefile(one.folder, other.folder) and one.files == other.files:
-                    raise UserError(
-                        f"{one.folder} is given twice, for {one.role.value} and for {other.role.value}, but {why}: "
-                        "give two folders"
-                    )
-                if names:
-                    raise UserError(
-                        f"{one.people[names[0]]} is in {one.folder} and in {other.folder}, but {why}: leave the person "
-                        "in one of them, or rename a folder if they are two people"
-                    )
-                if copies:
-                    same = (
-                        f"{copies[0]} lies in {one.folder} and in {other.folder}"
-                        if os.path.samefile(*copies)
-                        else f"{copies[0]} and {copies[1]} are the same photo"
-                    )
-                    raise UserError(f"{same}, but {why}: leave it in one of the two folders")
+    for one, other, why in pairs_to_compare(sets, NO_PERSON_IN_BOTH):
+        _check_pair(one, other, why, same_names=True)
+    for one, other, why in pairs_to_compare(sets, NO_PHOTO_IN_BOTH):
+        _check_pair(one, other, why, same_names=False)
     for each in sets:
         if each.role is Role.PROTECTED and (twice := _shared_photo(each)):
             logger.warning("two people have the same photo, %s and %s: does it show both of them?", *twice)
+
+
+def pairs_to_compare(sets: Sequence[PhotoSet], rules: Sequence[Rule]) -> Iterator[tuple[PhotoSet, PhotoSet, str]]:
+    """Yield (photos, other photos, why they must share nothing) for all folders that a rule is about."""
+    for roles, other_roles, why in rules:
+        for one, other in product(*([each for each in sets if each.role in those] for those in (roles, other_roles))):
+            yield one, other, why
+
+
+def _check_pair(one: PhotoSet, other: PhotoSet, why: str, *, same_names: bool) -> None:
+    """Raise UserError if two folders have a photo in both, or with `same_names` a person of one name."""
+    names = sorted(one.people.keys() & other.people.keys()) if same_names else []
+    copies = None if names else find_copy(one, other)
+    if not names and not copies:
+        return
+    if os.path.samefile(one.folder, other.folder) and one.files == other.files:
+        raise UserError(
+            f"{one.folder} is given twice, for {one.role.value} and for {other.role.value}, but {why}: give two folders"
+        )
+    if names:
+        raise UserError(
+            f"{one.people[names[0]]} is in {one.folder} and in {other.folder}, but {why}: leave the person in one of "
+            "them, or rename a folder if they are two people"
+        )
+    if copies:
+        same = f"{copies[0]} and {copies[1]} are the same photo"
+        if os.path.samefile(*copies):
+            same = f"{copies[0]} lies in {one.folder} and in {other.folder}"
+        raise UserError(f"{same}, but {why}: leave it in one of the two folders")
 
 
 def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:

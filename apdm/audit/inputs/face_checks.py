@@ -24,7 +24,7 @@ from apdm.core.errors import UserError
 from apdm.core.logging import get_logger
 from apdm.core.pictures import to_unit
 from apdm.data.photo_files import printable
-from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role
+from apdm.data.separate_photos import NO_PERSON_IN_BOTH, PhotoSet, Role, pairs_to_compare
 from apdm.faces import FaceEncoder, FaceScore
 from apdm.faces.choice import require_faces
 from apdm.faces.person import choose_faces, embed_faces
@@ -101,17 +101,14 @@ def check_faces(
         if each.role in JUDGED:
             faces(each)
     doubtful: dict[Path, str] = {}
-    for roles, other_roles, why in NO_PERSON_IN_BOTH:
-        firsts, others = ([each for each in sets if each.role in those] for those in (roles, other_roles))
-        for first, other in product(firsts, others):
-            for known, shown in product(faces(first), faces(other)):
-                matching = _matching(known, shown, encoders)
-                if not matching:
-                    continue
-                text = f"the person of {known.files[0].parent} (by {', '.join(e.name for e in encoders)}), but {why}"
-                if 2 * len(matching) > len(shown.files) and other.role is not Role.STRANGER:
-                    raise UserError(f"{shown.files[0].parent} shows {text}: leave the person in one of the two folders")
-                doubtful.update({file: text for file in matching if file not in doubtful})
+    for first, other, why in pairs_to_compare(sets, NO_PERSON_IN_BOTH):
+        for known, shown in product(faces(first), faces(other)):
+            matching = _matching(known, shown, encoders)
+            text = f"the person of {known.files[0].parent} (by {', '.join(e.name for e in encoders)}), but {why}"
+            if 2 * len(matching) > len(shown.files) and other.role is not Role.STRANGER:
+                raise UserError(f"{shown.files[0].parent} shows {text}: leave the person in one of the two folders")
+            for file in matching:
+                doubtful.setdefault(file, text)
     if doubtful:
         file, text = next(iter(doubtful.items()))
         more = f" ({len(doubtful)} such photos)" if len(doubtful) > 1 else ""
