@@ -7,9 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +26,9 @@ from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, 
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.working_weights import MakeOptimizer
+
+if TYPE_CHECKING:
+    from apdm.distributed.lora import AdapterOptions
 
 logger = get_logger(__name__)
 
@@ -187,25 +189,6 @@ def _engine_kind(accelerator: Accelerator) -> EngineKind:
     return "ddp" if accelerator.num_processes > 1 else "single"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
-    """Options of the adapter that simulated attackers train; see `apdm.distributed.lora.AdapterEngine`.
-
-    Attributes:
-        rank: rank of the adapter.
-        layers: names of the layers that get an adapter, as peft expects them.
-        make_optimizer: makes the adapter's optimizer.
-        generator: the run's random generator, on the CPU.
-        single_copy: theta and theta' may share one copy of the weights in memory.
-    """
-
-    rank: int
-    layers: Sequence[str]
-    make_optimizer: MakeOptimizer
-    generator: torch.Generator
-    single_copy: bool
-
-
 def make_engine(
     accelerator: Accelerator,
     model: nn.Module,
@@ -213,12 +196,12 @@ def make_engine(
     processes: ProcessGroup,
     *,
     block_names: Sequence[str],
-    max_grad_norm: float = 0.0,
-    accumulation: int = 1,
-    micro_batch_size: int = 1,
-    mixed_precision: Precision = "no",
-    independent: bool = False,
-    adapter: AdapterOptions | None = None,
+    max_grad_norm: float,
+    accumulation: int,
+    micro_batch_size: int,
+    mixed_precision: Precision,
+    independent: bool,
+    adapter: AdapterOptions | None,
 ) -> Engine:
     """Make the engine that the launcher's options ask for.
 
@@ -261,17 +244,7 @@ def make_engine(
     if adapter is not None:
         from apdm.distributed.lora import AdapterEngine
 
-        return AdapterEngine(
-            model,
-            make_optimizer,
-            make_adapter_optimizer=adapter.make_optimizer,
-            rank=adapter.rank,
-            layers=adapter.layers,
-            generator=adapter.generator,
-            single_copy=adapter.single_copy,
-            averaged=not independent,
-            **options,
-        )
+        return AdapterEngine(model, make_optimizer, adapter=adapter, averaged=not independent, **options)
     if kind == "fsdp2":
         return FullyShard(model, make_optimizer, device=accelerator.device, block_names=block_names, **options)
     if kind == "ddp":

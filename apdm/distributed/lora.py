@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -28,6 +29,26 @@ from apdm.distributed.working_weights import MakeOptimizer, TrainedWeights
 from apdm.families.lora_layers import add_lora, lora_parameters
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """The adapter that simulated attackers train.
+
+    Attributes:
+        rank: rank of the adapter.
+        layers: names of the layers that get an adapter, as peft expects them.
+        make_optimizer: makes the adapter's optimizer.
+        generator: the run's random generator, on the CPU.
+        single_copy: theta and theta' may share one copy of the weights in memory. This is right if no attacker trains
+            all weights and no running average of theta is exported.
+    """
+
+    rank: int
+    layers: Sequence[str]
+    make_optimizer: MakeOptimizer
+    generator: torch.Generator
+    single_copy: bool
+
+
 class AdapterEngine(Engine):
     """An engine for runs in which some or all attackers train an adapter.
 
@@ -36,11 +57,6 @@ class AdapterEngine(Engine):
     Args:
         model: the denoiser to train.
         make_optimizer: makes the optimizer of an attacker that trains all weights.
-        make_adapter_optimizer: makes the optimizer of the adapter.
-        layers: names of the layers that get an adapter, as peft expects them.
-        generator: the run's random generator, on the CPU.
-        single_copy: theta and theta' may share one copy of the weights in memory. This is right if no attacker trains
-            all weights and no running average of theta is exported.
         averaged: average the attacker's gradients over the processes. If false, every process simulates a different
             attacker.
         options: further arguments of `Engine`.
@@ -51,26 +67,22 @@ class AdapterEngine(Engine):
         model: nn.Module,
         make_optimizer: MakeOptimizer,
         *,
-        make_adapter_optimizer: MakeOptimizer,
-        rank: int,
-        layers: Sequence[str],
-        generator: torch.Generator,
-        single_copy: bool = False,
+        adapter: AdapterOptions,
         averaged: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(model, make_optimizer, **options)
-        self.working.moved_by_attackers = not single_copy
+        self.working.moved_by_attackers = not adapter.single_copy
         self.averaged = averaged and self.processes.size > 1
-        self.adapted = with_shared_weights(model, rank, list(layers))
+        self.adapted = with_shared_weights(model, adapter.rank, list(adapter.layers))
         parameters = lora_parameters(self.adapted)
         self.adapter: AdapterWeights = AdapterWeights(
             self.adapted,
             parameters,
-            make_adapter_optimizer(parameters),
+            adapter.make_optimizer(parameters),
             full=self.full,
-            rank=rank,
-            generator=generator,
+            rank=adapter.rank,
+            generator=adapter.generator,
             processes=self.processes,
         )
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from apdm.core.adamw import make_adamw
 from apdm.distributed.engines import Engine
-from apdm.distributed.lora import AdapterEngine
+from apdm.distributed.lora import AdapterEngine, AdapterOptions
 from apdm.distributed.master_weights import make_master_weights
 from apdm.families import Family, StableDiffusion
 from apdm.families.lora_layers import LoraTarget
@@ -29,16 +29,14 @@ RATE = 0.02  # of the adapter
 def engine_of(
     model: nn.Module, *, single_copy: bool = True, seed: int = 4, target: LoraTarget = "attention", **options: Any
 ) -> AdapterEngine:
-    return AdapterEngine(
-        model,
-        make,
-        make_adapter_optimizer=partial(make_adamw, **{**ADAM, "learning_rate": RATE}),
+    adapter = AdapterOptions(
         rank=3,
         layers=StableDiffusion.lora_layers(model, target),
+        make_optimizer=partial(make_adamw, **{**ADAM, "learning_rate": RATE}),
         generator=torch.Generator().manual_seed(seed),
         single_copy=single_copy,
-        **options,
     )
+    return AdapterEngine(model, make, adapter=adapter, **options)
 
 
 def method_of(family: Family, engine: Engine, **options: Any) -> LearningToProtect:

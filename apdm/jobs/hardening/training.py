@@ -18,15 +18,8 @@ from apdm.config import HardenConfig
 from apdm.core.errors import UserError
 from apdm.distributed.engines import Engine, shard
 from apdm.distributed.graphs import Graphs, can_record
-from apdm.distributed.launch import (
-    PLAIN,
-    SHARDED,
-    AdapterOptions,
-    engine_kind,
-    make_autocast,
-    make_compiler,
-    make_engine,
-)
+from apdm.distributed.launch import PLAIN, SHARDED, engine_kind, make_autocast, make_compiler, make_engine
+from apdm.distributed.lora import AdapterOptions
 from apdm.distributed.master_weights import make_master_weights
 from apdm.distributed.optimizers import OPTIMIZERS
 from apdm.distributed.processes import ProcessGroup
