@@ -173,15 +173,13 @@ def load_encoder(spec: str | Path, *, detector: FaceDetector | None = None, allo
     return Loader(allow_pickle=allow_pickle).encoder(spec, detector=detector)
 
 
-def load_encoders(
-    specs: Sequence[str | Path], *, detector: FaceDetector | None = None, allow_pickle: bool = False
-) -> list[FaceEncoder]:
+def load_encoders(specs: Sequence[str | Path]) -> list[FaceEncoder]:
     """Load several face encoders, as `load_encoder` does.
 
     Raises:
         UserError: as in `load_encoder`, or two encoders have the same name.
     """
-    return Loader(allow_pickle=allow_pickle).encoders(specs, detector=detector)
+    return Loader().encoders(specs)
 
 
 def load_detector(spec: str | Path) -> FaceDetector:

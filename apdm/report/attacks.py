@@ -20,7 +20,7 @@ STATES = {  # {state: (style, words)}
     "void": ("idle", "void: too weak on the base"),
 }
 
-SCALE_WIDTH, SCALE_HEIGHT, EDGE = 150, 18, 6
+SCALE_WIDTH, EDGE = 150, 6  # of the drawing of likeness, which figures.html.j2 makes 18 high
 LOWEST = -0.25  # strangers lie around 0; what is lower is drawn here
 
 
@@ -79,7 +79,7 @@ def _cells(outcome: AttackOutcome, encoder: Encoder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Likeness on the base and on the hardened model, as x in a drawing of SCALE_WIDTH x SCALE_HEIGHT.
+    """Likeness on the base and on the hardened model, as x in a drawing that is SCALE_WIDTH wide.
 
     Attributes:
         base, hardened: None if it was not measured.
