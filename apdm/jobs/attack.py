@@ -139,7 +139,7 @@ def checked_entries(config: AttackConfig) -> tuple[Entry, ...]:
     Raises:
         UserError: an attack needs a second model, or its model cannot be saved.
     """
-    factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+    factory = AttackFactory(config.audit, config.instance_prompt, config.class_prompt)
     entries = choose_entries("quick", config.attack, factory)
     for spec in config.attack:
         attack = factory.make(spec, seed=config.seed)
@@ -162,7 +162,7 @@ def warn_of_options_without_effect(config: AttackConfig) -> None:
 
     def made(**changes: Any) -> list[dict[str, object]]:
         options = replace(config.audit, **changes)
-        factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
+        factory = AttackFactory(options, config.instance_prompt, config.class_prompt)
         return [factory.make(spec, seed=config.seed).params() for spec in config.attack]
 
     for name in ("max_train_steps", "learning_rate", "train_batch_size", "prior_loss_weight"):

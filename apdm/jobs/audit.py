@@ -103,7 +103,7 @@ def load_audit(config: AuditJobConfig, command: str | None) -> tuple[AuditPlan, 
     given = {f"the {role} photos in": folder for role, folder in folders.by_group.items()}
 
     with Faults() as faults:
-        factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+        factory = AttackFactory(config, config.instance_prompt, config.class_prompt)
         choose = partial(choose_entries, config.suite, factory=factory, captions=config.caption_column)
         # If an attack is wrong, the suite takes the place of the attacks, so that the rest is checked too.
         entries = faults.of(lambda: choose(config.attacks)) or choose(())

@@ -98,7 +98,7 @@ def load_photo_audit(
         read = faults.of(lambda: _read_photos(config))
         judges = faults.of(lambda: load_judges(config, faces))
     subjects, photos = read
-    factory = AttackFactory.of(config, config.instance_prompt, config.class_prompt)
+    factory = AttackFactory(config, config.instance_prompt, config.class_prompt)
     with Faults() as faults:
         faults.of(lambda: check_with_models(config, (), models))
         faults.of(lambda: specs.check(models["base"], config.num_inference_steps))

@@ -48,7 +48,7 @@ SKS = "a photo of sks person"
 
 def attack_factory(**options: Any) -> AttackFactory:
     config = AuditConfig(learning_rate=3e-4, train_batch_size=12, nominal_step=100, **options)
-    return AttackFactory.of(config, SKS, "a photo of person")
+    return AttackFactory(config, SKS, "a photo of person")
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -91,7 +91,7 @@ def test_textual_inversion_is_added_where_a_text_encoder_can_be_trained(families
 
 @pytest.mark.parametrize(("nominal", "changed"), [("sks", "t@t"), ("t@t", "h@h"), ("ohwx", "t@t")])
 def test_the_changed_identifier_is_not_the_nominal_ones(nominal: str, changed: str):
-    mine = AttackFactory.of(AuditConfig(), f"a photo of {nominal} person", "a photo of person")
+    mine = AttackFactory(AuditConfig(), f"a photo of {nominal} person", "a photo of person")
     specs = [entry.spec for entry in choose_entries("full", [], mine)]
     assert {spec for spec in specs if "identifier" in spec} == {
         f"{a}:identifier={changed}" for a in ("dreambooth", "lora")
@@ -175,7 +175,7 @@ def test_the_attack_with_captions_of_a_suite_runs_where_there_are_captions() -> 
 
 
 def test_an_attack_that_does_not_fit_the_prompts_is_refused_before_anything_is_drawn():
-    mine = AttackFactory.of(AuditConfig(), "a photo of my sks person", "a photo of person")
+    mine = AttackFactory(AuditConfig(), "a photo of my sks person", "a photo of person")
     with pytest.raises(UserError, match='no identifier in "a photo of my sks person"'):
         available_entries(choose_entries("standard", [], mine), MODELS, mine)
     # Neither attack of this suite needs an identifier.

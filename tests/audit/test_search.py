@@ -44,7 +44,7 @@ OPTIONS = AuditConfig(
 
 def factory(*attack_options: str) -> AttackFactory:
     options = replace(OPTIONS, attack_options=list(attack_options))
-    return AttackFactory.of(options, "a photo of sks person", "a photo of person")
+    return AttackFactory(options, "a photo of sks person", "a photo of person")
 
 
 class Fixed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,43 +28,23 @@ from apdm.families.prompts import check_distinct
 DENOISER_ATTACKS = ("dreambooth", "adaptive")  # these train the whole denoiser, with the audit's own rate and steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AttackFactory:
     """Makes attacks from their specs.
 
-    Attacks that train the whole denoiser take the rate, steps, batch size and prior weight of the nominal attack. All
-    other attacks have defaults of their own. `attack_options` changes the defaults of an attack.
-
-    Attributes:
-        nominal_step: steps of the nominal attack.
-        attack_options: texts such as "lora:learning_rate=1e-3", see `apdm.attacks.registry`.
-        adapter: what the results say of the adapter of `faceid`; None if there is none.
+    Attacks that train the whole denoiser take the rate, steps, batch size and prior weight of the nominal attack, which
+    `options` describe. All other attacks have defaults of their own. The option `attack_options`, texts such as
+    "lora:learning_rate=1e-3", changes the defaults of an attack.
     """
 
+    options: AuditOptions
     instance_prompt: str
     class_prompt: str
-    nominal_step: int
-    learning_rate: float
-    train_batch_size: int
-    prior_loss_weight: float
-    gradient_checkpointing: bool
-    attack_options: Sequence[str]
-    adapter: Mapping[str, object] | None = None
 
-    @staticmethod
-    def of(options: AuditOptions, instance_prompt: str, class_prompt: str) -> AttackFactory:
-        """A factory with the nominal attack that `options` describe."""
-        return AttackFactory(
-            instance_prompt=instance_prompt,
-            class_prompt=class_prompt,
-            nominal_step=options.nominal_step or options.max_train_steps,
-            learning_rate=options.learning_rate,
-            train_batch_size=options.train_batch_size,
-            prior_loss_weight=options.prior_loss_weight,
-            gradient_checkpointing=options.gradient_checkpointing,
-            attack_options=options.attack_options,
-            adapter=_adapter_named(options),
-        )
+    @property
+    def nominal_step(self) -> int:
+        """Steps of the nominal attack."""
+        return self.options.nominal_step or self.options.max_train_steps
 
     def make(self, spec: str, *, seed: int) -> Attack:
         """Make the attack that `spec` names.
@@ -74,32 +54,28 @@ class AttackFactory:
         """
         if is_zero_shot(spec):
             return self._untrained(spec, seed)
-        nominal = {
-            "learning_rate": self.learning_rate,
-            "max_train_steps": self.nominal_step,
-            "train_batch_size": self.train_batch_size,
-            "prior_loss_weight": self.prior_loss_weight,
-            "gradient_checkpointing": self.gradient_checkpointing,
-        }
+        copied = ("learning_rate", "train_batch_size", "prior_loss_weight", "gradient_checkpointing")
+        nominal = {name: getattr(self.options, name) for name in copied} | {"max_train_steps": self.nominal_step}
         by_attack: dict[str, dict[str, Any]] = {name: dict(nominal) for name in DENOISER_ATTACKS}
-        for name, values in settings(self.attack_options).items():
+        for name, values in settings(self.options.attack_options).items():
             by_attack[name] = by_attack.get(name, {}) | values
         prompts = {"instance_prompt": self.instance_prompt, "class_prompt": self.class_prompt}
         return make(spec, by_attack=by_attack, seed=seed, **prompts)
 
     def _untrained(self, spec: str, seed: int) -> Attack:
-        is_adapter = spec.partition(":")[0] == FaceIDAdapter.name
-        if is_adapter and ":" in spec:
+        common: dict[str, Any] = {
+            "instance_prompt": self.instance_prompt,
+            "class_prompt": self.class_prompt,
+            "seed": seed,
+        }
+        if spec.partition(":")[0] != FaceIDAdapter.name:
+            return Untrained(zero_shot=make_zero_shot(spec), adapter={}, **common)
+        if ":" in spec:
             raise UserError(f'"{spec}": {FaceIDAdapter.name} takes no options; write {FaceIDAdapter.name} alone')
-        if is_adapter and self.adapter is None:
+        adapter = _adapter_named(self.options)
+        if adapter is None:
             raise UserError(f"{spec} draws with an adapter that somebody trained; name its file with faceid_adapter")
-        return Untrained(
-            zero_shot=None if is_adapter else make_zero_shot(spec),
-            instance_prompt=self.instance_prompt,
-            class_prompt=self.class_prompt,
-            seed=seed,
-            adapter=(self.adapter or {}) if is_adapter else {},
-        )
+        return Untrained(zero_shot=None, adapter=adapter, **common)
 
 
 def _adapter_named(options: AuditOptions) -> dict[str, object] | None:

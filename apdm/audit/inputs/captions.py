@@ -46,7 +46,7 @@ def with_captions(subjects: AuditSubjects, entries: Sequence[Entry], factory: At
         for person in attacked_people(entry, subjects)
         if not entry.where_it_fits or has_captions(files[person.id], column)
     }
-    defaults = [values.get("caption_column") for values in settings(factory.attack_options).values()]
+    defaults = [values.get("caption_column") for values in settings(factory.options.attack_options).values()]
     wanted |= {(person.id, column): None for person in subjects.protected for column in filter(None, defaults)}
     found = {}
     with Faults() as faults:

@@ -56,7 +56,7 @@ class PhotoAttackSpecs:
             UserError: there is no such attack or purifier, an attack needs more than photos, or the adapter's encoder
                 cannot be loaded.
         """
-        factory = AttackFactory.of(options, instance_prompt, class_prompt)
+        factory = AttackFactory(options, instance_prompt, class_prompt)
 
         def make_attack(spec: str) -> Attack:
             if spec.partition(":")[0] == ADAPTER_ATTACK:

@@ -147,7 +147,7 @@ class AuditPlan:
     @cached_property
     def factory(self) -> AttackFactory:
         """Makes the attacks from their specs."""
-        return AttackFactory.of(self.options, self.instance_prompt, self.class_prompt)
+        return AttackFactory(self.options, self.instance_prompt, self.class_prompt)
 
     @cached_property
     def drawing(self) -> Drawing:

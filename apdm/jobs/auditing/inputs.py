@@ -75,7 +75,7 @@ def load_inputs(
     """
     options, prompts = config.audit, (config.instance_prompt, config.class_prompt)
     check_reused(options)
-    factory = AttackFactory.of(options, *prompts)
+    factory = AttackFactory(options, *prompts)
     specs: PhotoAttackSpecs | None = None
     adapter: FaceIDAdapter | None = None
     with Faults() as faults:

@@ -136,6 +136,6 @@ def check_with_models(
     learned = {"instance_prompt": [config.instance_prompt]}
     check_prompts(base, learned=learned, class_prompt=config.class_prompt, drawn=drawn)
     check_steps(base, {f"{options.prefix}num_inference_steps": options.num_inference_steps})
-    factory = AttackFactory.of(options, config.instance_prompt, config.class_prompt)
+    factory = AttackFactory(options, config.instance_prompt, config.class_prompt)
     for entry in available_entries(entries, models, factory, base)[0]:
         check_on_model(entry.spec, factory.make(entry.spec, seed=0), base, options.num_inference_steps)

@@ -174,7 +174,7 @@ def search_passes(plan: AuditPlan) -> float:
     measured = {nominal, *(step for step in plan.options.measured_steps if 0 < step < nominal)}
     samples = SearchSpace(plan.factory, plan.search.samples).samples
     trials = len(COMPARED) * min(plan.search.people, len(plan.subjects.protected)) * plan.search.trials
-    trained = passes_of_training(recomputed=plan.factory.gradient_checkpointing)
+    trained = passes_of_training(recomputed=plan.options.gradient_checkpointing)
     return trials * (trained * samples + _drawing(plan, len(measured) * plan.drawing.number))
 
 

@@ -120,7 +120,7 @@ def _foreign(options: Options) -> Options:
 def _check_attack(recipe: Recipe, config: AttackConfig) -> None:
     if len(config.attack) != 1:
         raise UserError(f"attack names {len(config.attack)} attacks; a row has one, so write a row for each")
-    factory, (spec,) = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt), config.attack
+    factory, (spec,) = AttackFactory(config.audit, config.instance_prompt, config.class_prompt), config.attack
     attack = factory.make(spec, seed=0)
     if isinstance(attack, Untrained):
         attack.check_steps(config.num_inference_steps)
@@ -143,7 +143,7 @@ def check_photo_numbers(recipe: Recipe, row: RecipeRow, counts: Mapping[str, int
         UserError: a subject has fewer.
     """
     config = attack_of(recipe, row)
-    factory = AttackFactory.of(config.audit, config.instance_prompt, config.class_prompt)
+    factory = AttackFactory(config.audit, config.instance_prompt, config.class_prompt)
     for spec in config.attack:
         check_enough_photos(factory.make(spec, seed=0), spec, counts)
 

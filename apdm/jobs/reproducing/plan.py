@@ -162,7 +162,7 @@ def _add_attack(sums: Sums, job: Job, row: RecipeRow, group: Group, seeds: int) 
     if recipe.is_miniature or options.judge:  # whose features compare the attacked model's class pictures with these
         own += times
     if trains(attack):
-        factory = AttackFactory.of(options, attack.instance_prompt, attack.class_prompt)
+        factory = AttackFactory(options, attack.instance_prompt, attack.class_prompt)
         made = [factory.make(spec, seed=0) for spec in attack.attack]
         sums.passes[ATTACKS] += times * attack_passes(made, group.photos)
     sums.draw("class pictures", own * options.num_class_images, attack.num_inference_steps, attack.guidance_scale)

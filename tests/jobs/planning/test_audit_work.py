@@ -38,7 +38,7 @@ from apdm.jobs.planning.plan import length_text, search_text
 from apdm.metrics.judges import Judges
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
-FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
+FACTORY = AttackFactory(OPTIONS, "a photo of sks person", "a photo of person")
 
 
 def test_the_adaptive_attack_counts_the_passes_of_its_preference_loss() -> None:
@@ -114,7 +114,9 @@ def test_pictures_of_an_attack_on_models_are_counted_with_its_own_sampling_steps
 
 @pytest.mark.parametrize("spec", ["dreambooth", "adaptive", "two_stage:attack=dreambooth,benign_steps=5"])
 def test_gradient_checkpointing_counts_one_more_pass_of_what_is_trained(spec: str) -> None:
-    plain, again = (replace(FACTORY, gradient_checkpointing=on).make(spec, seed=0) for on in (False, True))
+    prompts = FACTORY.instance_prompt, FACTORY.class_prompt
+    both = (replace(OPTIONS, gradient_checkpointing=on) for on in (False, True))
+    plain, again = (AttackFactory(options, *prompts).make(spec, seed=0) for options in both)
     own = 5 * 4 if "two_stage" in spec else 0
     trained = 100 * 4 * (3 if spec == "adaptive" else 2) + own
     assert attack_passes([again], 4) - attack_passes([plain], 4) == trained

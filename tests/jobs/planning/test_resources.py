@@ -41,7 +41,7 @@ from apdm.protection.learning_to_protect import LearningToProtect
 
 OPTIONS = AuditConfig(max_train_steps=200, nominal_step=100, train_batch_size=4)
 PATHS = {"pretrained_model_name_or_path": "model", "instance_data_dir": "photos", "output_dir": "out"}
-FACTORY = AttackFactory.of(OPTIONS, "a photo of sks person", "a photo of person")
+FACTORY = AttackFactory(OPTIONS, "a photo of sks person", "a photo of person")
 
 
 @pytest.mark.parametrize(
