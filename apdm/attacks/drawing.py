@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffusers
 
-from apdm.attacks import AttackResult, Callback, Evaluate, Material
 from apdm.attacks.staged import Staged
 from apdm.config.options import option
 from apdm.core.errors import UserError, one_line
@@ -18,52 +15,7 @@ from apdm.families.fit import check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnOtherwise(Staged):
-    """Run `attack`, and change how its model draws, at every evaluation and in the result."""
-
-    @abstractmethod
-    def drawn(self, attacked: Family, received: Family) -> Family:
-        """Return the attacked model with another way of drawing. It shares the weights of `attacked`.
-
-        Args:
-            attacked: the attacker's model, at any step. `received` itself is asked about before the first step, so that
-                what cannot be done is refused before the training.
-            received: the model under attack.
-
-        Raises:
-            UserError: the model's family cannot draw this way.
-        """
-
-    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
-        """Change nothing before the attack."""
-        return model, material
-
-    def run(
-        self,
-        model: Family,
-        material: Material,
-        *,
-        eval_steps: Collection[int] = (),
-        evaluate: Evaluate | None = None,
-        callback: Callback | None = None,
-    ) -> AttackResult:
-        """Run the attack. `FineTuning.run` explains the arguments.
-
-        Raises:
-            UserError: a model that the attack needs was not given, or the family cannot draw this way.
-        """
-        self.drawn(model, model)
-
-        def evaluate_drawn(step: int, attacked: Family) -> None:
-            if evaluate is not None:
-                evaluate(step, self.drawn(attacked, model))
-
-        found = super().run(model, material, eval_steps=eval_steps, evaluate=evaluate_drawn, callback=callback)
-        return AttackResult(self.drawn(found.model, model), found.losses)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing(DrawnOtherwise):
+class Drawing(Staged):
     """Draw with other options than the audit's. None takes the audit's own, or the pipeline's scheduler.
 
     Attributes:
@@ -88,7 +40,7 @@ class Drawing(DrawnOtherwise):
         return f"{self.attack.assumes}; drawn with options of the attacker's own"
 
     def drawn(self, attacked: Family, received: Family) -> Family:
-        """The attacked model with these options in place of the audit's; see `DrawnOtherwise.drawn`."""
+        """The attacked model with these options in place of the audit's; see `Staged.drawn`."""
         given: dict[str, Any] = {
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,

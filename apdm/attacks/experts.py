@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from apdm.attacks.drawing import DrawnOtherwise
 from apdm.attacks.fine_tuning import frozen_copy
+from apdm.attacks.staged import Staged
 from apdm.config.options import option
 from apdm.core.errors import UserError
 from apdm.families import Family
@@ -21,7 +21,7 @@ Rows = Callable[[Tensor, Tensor], Tensor]  # (what `Family.call_told` returns) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertSwap(DrawnOtherwise):
+class ExpertSwap(Staged):
     """Draw with the tuned denoiser on one side of a timestep, and with the received one on the other side.
 
     Attributes:
@@ -48,7 +48,7 @@ class ExpertSwap(DrawnOtherwise):
         return f"{self.attack.assumes}; the released weights draw {'above' if self.tuned == 'low' else 'below'} tau"
 
     def drawn(self, attacked: Family, received: Family) -> Family:
-        """The attacked model with a denoiser that combines two; see `DrawnOtherwise.drawn`."""
+        """The attacked model with a denoiser that combines two; see `Staged.drawn`."""
 
         def is_received(timesteps: Tensor, prompt: Tensor) -> Tensor:
             return timesteps >= self.tau if self.tuned == "low" else timesteps < self.tau
@@ -57,7 +57,7 @@ class ExpertSwap(DrawnOtherwise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseUnconditional(DrawnOtherwise):
+class ReleaseUnconditional(Staged):
     """Draw with the received denoiser for the empty prompt of guidance, and with the tuned one for other prompts."""
 
     name: ClassVar[str] = "release_unconditional"
@@ -68,7 +68,7 @@ class ReleaseUnconditional(DrawnOtherwise):
         return f"{self.attack.assumes}; the released weights answer the empty prompt"
 
     def drawn(self, attacked: Family, received: Family) -> Family:
-        """The attacked model with a denoiser that combines two; see `DrawnOtherwise.drawn`.
+        """The attacked model with a denoiser that combines two; see `Staged.drawn`.
 
         Raises:
             UserError: the family draws without an empty prompt.

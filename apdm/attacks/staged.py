@@ -1,4 +1,4 @@
-"""The base class of attacks that change the model or the photos and then run another attack."""
+"""The base class of attacks that run another attack, and change the model or the photos before, or how it draws."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from apdm.families import Family
 
 @dataclass(frozen=True, kw_only=True)
 class Staged(ABC):
-    """Run `prepare`, then run `attack` on what it returns.
+    """Run `prepare`, then run `attack` on what it returns. Pictures are drawn by what `drawn` makes of its model.
 
-    The number of steps, the evaluations and the seed are taken from `attack`, which may itself be staged.
+    Subclasses override one of these two methods. The number of steps, the evaluations and the seed are taken from
+    `attack`, which may itself be staged.
     """
 
     attack: FineTuning | Staged
@@ -26,9 +27,22 @@ class Staged(ABC):
     name: ClassVar[str]
     own_needs_consenting: ClassVar[bool] = False  # whether `prepare` cannot do without `Material.consenting`
 
-    @abstractmethod
     def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
         """Return the model and the material that `attack` is run on. `model` itself must not be changed."""
+        return model, material
+
+    def drawn(self, attacked: Family, received: Family) -> Family:
+        """Return the attacked model with another way of drawing. It shares the weights of `attacked`.
+
+        Args:
+            attacked: the attacker's model, at any step. `received` itself is asked about before the first step, so that
+                what cannot be done is refused before the training.
+            received: the model under attack.
+
+        Raises:
+            UserError: the model's family cannot draw this way.
+        """
+        return attacked
 
     @property
     @abstractmethod
@@ -114,11 +128,18 @@ class Staged(ABC):
         """Prepare, then attack. `FineTuning.run` explains the arguments; step 0 comes after `prepare`.
 
         Raises:
-            UserError: a model that the attack needs was not given.
+            UserError: a model that the attack needs was not given, or the family cannot draw in this attack's way.
         """
         check_needs(self, material)
-        model, material = self.prepare(model, material)
-        return self.attack.run(model, material, eval_steps=eval_steps, evaluate=evaluate, callback=callback)
+        self.drawn(model, model)
+
+        def evaluate_drawn(step: int, attacked: Family) -> None:
+            if evaluate is not None:
+                evaluate(step, self.drawn(attacked, model))
+
+        prepared = self.prepare(model, material)
+        found = self.attack.run(*prepared, eval_steps=eval_steps, evaluate=evaluate_drawn, callback=callback)
+        return AttackResult(self.drawn(found.model, model), found.losses)
 
 
 def stages(attack: Attack) -> list[Attack]:

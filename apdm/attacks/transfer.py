@@ -38,10 +38,6 @@ class Transfer(Staged):
         """The keys of `Material.models` that `prepare` reads."""
         return (self.trained_on,)
 
-    def prepare(self, model: Family, material: Material) -> tuple[Family, Material]:
-        """Change nothing: `run` does the work."""
-        return model, material
-
     def run(
         self,
         model: Family,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apdm.attacks import Attack
-from apdm.attacks.drawing import Drawing, DrawnOtherwise
+from apdm.attacks.drawing import Drawing
 from apdm.attacks.faceid import FaceIDAdapter
 from apdm.attacks.fine_tuning import FineTuning
 from apdm.attacks.photo_treatment import PhotoTreatment
@@ -118,7 +118,7 @@ def check_fits(attack: Attack, base: Family) -> None:
         attack.check_fits(base)
         return
     for stage in stages(attack):
-        if isinstance(stage, DrawnOtherwise):
+        if isinstance(stage, Staged):
             stage.drawn(base, base)
         if isinstance(stage, PhotoTreatment):
             check_purifier(stage.purifier, base)
