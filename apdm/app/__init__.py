@@ -12,8 +12,7 @@ photos, and the queue of what they ask for.
     texts        what protection means, and what it does not mean
     pictures     the secret addresses of pictures and reports
     photos_tab   the tab that protects photos, made with Gradio
-    report_tab   the tab that shows reports
-    page         the page that holds them
+    page         the page: this tab, and the one that shows reports
     guard        which requests are answered at all
     server       the server, from its start to its end
 """
