@@ -374,3 +374,14 @@ def test_numbers_are_printed_for_reading(value: Any, text: str) -> None:
 def test_the_price_of_steps_counts_what_was_trained_before_them(steps: Steps, before: int, expected: str) -> None:
     facts = {"samples_per_step": 1, "preparing_samples": before, "train_seconds": 16.0, "horizon": 200}
     assert price(from_json(AttackRow, row("base", "s01", 0, [0.1, 0.9]) | facts), steps) == expected
+
+
+def test_of_many_reasons_why_an_audit_is_unreliable_those_after_the_twelfth_are_folded(
+    tmp_path: Path, results: dict[str, Any]
+) -> None:
+    results["verdict"]["unreliable"] = [f"reason {number} of 15" for number in range(1, 16)]
+    page = write(tmp_path, results, {})
+    assert all(page.text("checks").count(reason) == 1 for reason in results["verdict"]["unreliable"])
+    assert "reason 12 of 15 3 more reason 13 of 15" in page.text("checks")
+    results["verdict"]["unreliable"] = results["verdict"]["unreliable"][:12]
+    assert "more" not in write(tmp_path, results, {}).text("checks")
