@@ -118,11 +118,13 @@ def test_distances_of_single_precision_features_are_computed_in_double_precision
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 def test_features_of_other_shapes_or_of_one_picture_are_refused(distance):
-    for first, second in ((torch.ones(3), torch.ones(3)), (torch.ones(3, 2), torch.ones(3, 4))):
+    two, wide, cube = torch.ones(3, 2), torch.ones(3, 4), torch.ones(3, 2, 2)
+    for first, second in ((torch.ones(3), torch.ones(3)), (two, wide), (cube, two), (two, cube)):
         with pytest.raises(ValueError, match="features must be"):
             distance(first, second)
-    with pytest.raises(ValueError, match="at least 2 pictures"):
-        distance(torch.ones(3, 2), torch.ones(1, 2))
+    for first, second in ((two, two[:1]), (two[:1], two)):
+        with pytest.raises(ValueError, match="at least 2 pictures"):
+            distance(first, second)
 
 
 def test_likeness_needs_a_reference_of_the_same_width():
