@@ -25,7 +25,6 @@ from apdm.attacks.parts.captions import drawn_captions
 from apdm.attacks.registry import is_editing, is_zero_shot, make_purifier, make_zero_shot
 from apdm.audit.cells.judging import References, check_finite, editing_quality, person_quality, picture_scores
 from apdm.audit.doubts import doubtful_thresholds, doubts_about_judges, few_pictures, one_encoder
-from apdm.audit.inputs.attack_factory import code_hash
 from apdm.audit.inputs.photo_attack_specs import ADAPTER_ATTACK, PhotoAttackSpecs
 from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.protected_photos import PhotoPair, ProtectedPhotos
@@ -34,6 +33,7 @@ from apdm.audit.results.photos import ImageLayer, PhotoAttackRow
 from apdm.audit.results.picture_names import photo_picture_name
 from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.store import CellStore, KeptPictures, key_of, tensor_hash
+from apdm.config.plugins import code_hash
 from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
@@ -220,7 +220,7 @@ class PhotoAudit:
         more: dict[str, Any] = {"adapter": self._adapter_hash} if cell.attack == ADAPTER_ATTACK else {}
         if cell.pair.captions and not is_zero_shot(cell.attack):
             more["captions"] = {column: list(captions) for column, captions in sorted(cell.pair.captions.items())}
-        return key_of({**common, **more, "photos": what, "code": code_hash(cell.attack)})
+        return key_of({**common, **more, "photos": what, "code": code_hash(cell.attack, cell.purifier)})
 
     @cached_property
     def _adapter_hash(self) -> str | None:

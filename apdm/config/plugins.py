@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from apdm.config.registry import Registry
+from apdm.core.files import sha256_file
 
 FAMILIES = Registry("model family", "apdm.families", ("pipeline_classes", "denoiser_name"), has_options=False)
 OBJECTIVES = Registry("objective", "apdm.protection.objectives", ("oppose",))
@@ -11,3 +15,13 @@ PROTECTIONS = Registry("photo protection", "apdm.image_layer.protections", ("pro
 ATTACKS = Registry("attack", "apdm.attacks", ("run", "prompt", "params"), ("attack", "purifier", "renamed"))
 PURIFIERS = Registry("purifier", "apdm.attacks", ("__call__", "params"))
 ZERO_SHOTS = Registry("zero-shot attack", "apdm.attacks", ("draw", "params"))
+
+
+def code_hash(*specs: str | None) -> str | None:
+    """Return the sha256, in hex, of the users' own files that texts such as "mine.py:Mine:rank=4" name; None if none.
+
+    Of several files it is that of one after the other. What such a file made is made again when the file is changed.
+    """
+    parts = [part for spec in specs if spec is not None for part in re.split("[:=,]", spec)]
+    files = [part for part in parts if part.endswith(".py") and Path(part).is_file()]
+    return " ".join(map(sha256_file, files)) or None

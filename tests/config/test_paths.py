@@ -70,6 +70,10 @@ def test_a_variable_or_a_user_that_does_not_exist_is_named_instead_of_becoming_a
         load_config(Paths, ["--folder", "$OUTS/a"])
     with pytest.raises(UserError, match="it is blank"):
         load_config(Paths, ["--folder", " "])
+    with pytest.raises(UserError, match="it holds the character 0"):
+        make_config(Paths, {"folder": "a\0b"})
+    with pytest.raises(UserError, match="a name in it has more than 255 bytes"):
+        load_config(Paths, ["--folder", "a/" + 128 * "é"])
     with pytest.raises(UserError, match="there is no user nobody_has_this; for a name that begins with ~, write ./~"):
         load_config(Paths, ["--folder", "~nobody_has_this/a"])
     Path("$OUTS").mkdir()

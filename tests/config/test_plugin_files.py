@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apdm.config.plugins import ATTACKS, OBJECTIVES
+from apdm.config.plugins import ATTACKS, OBJECTIVES, code_hash
 from apdm.core.errors import UserError
 
 HINGE = """
@@ -55,6 +55,18 @@ def test_a_file_that_was_changed_is_read_again_and_one_that_was_not_gives_the_sa
     assert pickle.loads(pickle.dumps(first)) == first
     assert OBJECTIVES.make(hinge(tmp_path / "mine.py", default="0.7")).margin == 0.7  # as long, at the same moment
     assert OBJECTIVES.make(hinge(tmp_path / "mine.py", "int", "3") + ":margin=4").margin == 4
+
+
+def test_what_was_made_with_a_file_is_known_by_the_content_of_each_file_that_a_text_names(tmp_path: Path) -> None:
+    spec = hinge(tmp_path / "mine.py")
+    first = code_hash(spec)
+    assert (
+        first
+        and code_hash(f"{spec}:margin=2") == code_hash(f"photos:purifier={spec}") == code_hash("lora", spec) == first
+    )
+    hinge(tmp_path / "mine.py", default="0.7")
+    assert code_hash(spec) != first != code_hash("lora", f"photos:purifier={spec}")
+    assert code_hash("lora:rank=4", None) is None
 
 
 def test_a_file_named_by_another_path_gives_the_same_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

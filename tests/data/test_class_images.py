@@ -14,7 +14,7 @@ from apdm.core.errors import UserError
 from apdm.data.class_images import ensure_class_images
 from apdm.data.drawn_pictures import PictureRecipe
 from apdm.families import load_family
-from apdm.jobs.common.class_pictures import configuration_hash
+from apdm.families.configuration import configuration_hash
 
 RECIPE = PictureRecipe(
     prompt="a photo of person",

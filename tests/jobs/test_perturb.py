@@ -280,6 +280,10 @@ def test_photos_are_made_again_if_their_original_or_the_model_was_replaced(
     (tmp_path / "other").rename(model)
     third = times("are made again: s01, s02")
     assert third["s01"] > second["s01"] and third["s02"] > second["s02"]
+    sampler = model / "scheduler/scheduler_config.json"
+    sampler.write_text(json.dumps(json.loads(sampler.read_text()) | {"beta_end": 0.02}))
+    fourth = times("are made again: s01, s02")
+    assert fourth["s01"] > third["s01"]
 
 
 def test_a_stopped_run_leaves_no_figures_of_the_photos_before(people: Path, tmp_path: Path) -> None:

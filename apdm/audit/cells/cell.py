@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apdm.attacks import Attack
 from apdm.attacks.parts.captions import assumed, caption_column, drawn_captions
-from apdm.audit.inputs.attack_factory import code_hash, lengthened
+from apdm.audit.inputs.attack_factory import lengthened
 from apdm.audit.inputs.people import Person
 from apdm.audit.inputs.plan import AuditPlan, Drawing
 from apdm.audit.inputs.suites import Entry
@@ -20,6 +20,7 @@ from apdm.audit.inputs.untrained import Untrained
 from apdm.audit.results.budgets import samples_per_step
 from apdm.audit.results.models import AttackRow, CurvePoint, PersonRole
 from apdm.audit.results.store import key_of
+from apdm.config.plugins import code_hash
 from apdm.core.disk import picture_size
 from apdm.core.pictures import at_most
 
@@ -135,8 +136,8 @@ def make_cell(
         "spec": entry.spec,
         "params": attack.params(),
         "arm": model,
-        "model": plan.sha256(model),
-        "needs": {name: plan.sha256(name) for name in attack.needs},
+        "model": plan.facts_of(model),
+        "needs": {name: plan.facts_of(name) for name in attack.needs},
         "code": code_hash(entry.spec),
         "role": role,
         "entry": [entry.required, entry.long, entry.white_box],

@@ -27,7 +27,7 @@ def class_keys(plan: AuditPlan) -> dict[str, str]:
     """{name of a set of class pictures: its key in the store}. Each model has a set, and the base also "base_again"."""
     drawn_by = {AGAIN: "base"} | {name: name for name in plan.attacked}
     common = plan.common_facts()
-    return {name: key_of({**common, "class": name, "model": plan.sha256(model)}) for name, model in drawn_by.items()}
+    return {name: key_of({**common, "class": name, "model": plan.facts_of(model)}) for name, model in drawn_by.items()}
 
 
 def draw_class_pictures(plan: AuditPlan, keys: Mapping[str, str], store: CellStore, processes: ProcessGroup) -> None:

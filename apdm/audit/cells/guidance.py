@@ -31,7 +31,7 @@ def sweep_keys(plan: AuditPlan) -> dict[tuple[str, str], str]:
             {
                 **common,
                 "guidance": SCALES,
-                "arm": [model, plan.sha256(model)],
+                "arm": [model, *plan.facts_of(model)],
                 "who": [person.id, tensor_hash(person.references)],
             }
         )

@@ -20,7 +20,6 @@ from apdm.attacks.staged import Staged, stages
 from apdm.audit.inputs.untrained import Untrained
 from apdm.config import AuditOptions
 from apdm.core.errors import UserError
-from apdm.core.files import sha256_file
 from apdm.families import Family
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_distinct
@@ -97,12 +96,6 @@ def lengthened(attack: Any, factor: float) -> Any:
     if isinstance(attack, FineTuning):
         return attack.with_steps(steps)
     return dataclasses.replace(attack, max_train_steps=steps)
-
-
-def code_hash(spec: str) -> str | None:
-    """The sha256 (hexadecimal) of the file of a user's own attack; None for an attack of this package."""
-    path = spec.partition(":")[0]
-    return sha256_file(path) if path.endswith(".py") else None
 
 
 # -- whether an attack fits a model -----------------------------------------------------------------------------

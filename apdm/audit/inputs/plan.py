@@ -24,6 +24,7 @@ from apdm.core.errors import UserError
 from apdm.core.versions import package_versions
 from apdm.data.edit_prompts import Edit
 from apdm.families import Family
+from apdm.families.configuration import configuration_hash
 from apdm.metrics.judges import Judges
 
 ONLY_NOMINAL = (replace(NOMINAL, placebo=False),)  # the attacks of a hardening job's audit
@@ -150,6 +151,11 @@ class AuditPlan:
         return AttackFactory(self.options, self.instance_prompt, self.class_prompt)
 
     @cached_property
+    def configurations(self) -> dict[str, str]:
+        """{model: a hash of the configurations of its parts}."""
+        return {name: configuration_hash(model) for name, model in self.models.items()}
+
+    @cached_property
     def drawing(self) -> Drawing:
         """How the attacker's pictures are drawn."""
         return Drawing.of(self.options, self.instance_prompt, batch_size=self.batch_size)
@@ -202,6 +208,10 @@ class AuditPlan:
         """The sha256 of a model's weights; None if it is not known."""
         return self.files[model].sha256 if model in self.files else None
 
+    def facts_of(self, model: str) -> list[str | None]:
+        """What decides what a model does: the hashes of its weights and of its configurations, as far as known."""
+        return [self.sha256(model), self.configurations.get(model)]
+
     def available(self) -> tuple[list[Entry], list[LeftOut]]:
         """The attacks that can be run with these models and people, and those that are left out."""
         return available_entries(self.entries, self.models, self.factory, self.models["base"], self.subjects)
@@ -217,8 +227,8 @@ class AuditPlan:
             "drawing": [drawing.prompts, drawing.num_images, drawing.num_inference_steps, drawing.guidance_scale],
             "class": [self.class_prompt, self.options.num_class_images, self.seed],
             "class_images": dict(self.class_images),
-            "base": self.sha256("base"),
-            "models": {name: self.sha256(name) for name in self.models if name not in ("hardened", "placebo")},
+            "base": self.facts_of("base"),
+            "models": {name: self.facts_of(name) for name in self.models if name not in ("hardened", "placebo")},
             "consenting": tensor_hash(self.subjects.consenting),
         }
 

@@ -7,10 +7,7 @@ of photos are drawn alike (`apdm.jobs.hardening.partners`); both use `picture_re
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +23,7 @@ from apdm.data.separate_photos import PhotoSet, Role
 from apdm.data.subjects import load_images
 from apdm.export.layout import CLASS_IMAGES
 from apdm.families import Family, Posterior
+from apdm.families.configuration import configuration_hash
 from apdm.families.encoding import encode_images
 
 logger = get_logger(__name__)
@@ -111,15 +109,3 @@ def picture_recipe(config: JobConfig | AuditingConfig, base: Family) -> PictureR
         guidance_scale=config.guidance_scale,
         resolution=config.resolution,
     )
-
-
-def configuration_hash(family: Family) -> str:
-    """Return one SHA-256 of the classes and configurations of all parts of a pipeline, in hex."""
-    parts = {}
-    for name, part in sorted(family.pipeline.components.items()):
-        config = getattr(part, "config", {})
-        options = config if isinstance(config, Mapping) else config.to_dict()
-        # Private entries and versions say where the part came from, not what it does.
-        kept = {key: options[key] for key in options if not key.startswith("_") and not key.endswith("version")}
-        parts[name] = type(part).__name__, kept
-    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -271,8 +271,9 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
 
     Args:
         facts: hashes of the models and numbers of photos of this run: "base", "start", "photos", "consenting" and
-            "earlier"; "safe", the people with safe partners; "pixels", hashes of what is learnt of each person; and
-            "class", hashes of the class pictures of the user's own.
+            "earlier"; "configurations", hashes of those of the models; "code", the hash of an objective of the user's
+            own; "safe", the people with safe partners; "pixels", hashes of what is learnt of each person; and "class",
+            hashes of the class pictures of the user's own.
 
     Raises:
         UserError: the checkpoint was made with another model, other photos or other options, or its step is above
@@ -291,14 +292,25 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
             how = f" ({_people_in_words(checkpoint.facts.get(name), facts[name])})" if name in COUNTED else ""
             hint = "; an audit and probes hold out the last third" if name == "photos" else ""
             raise UserError(f"{checkpoint.folder} was made with {what}{how}{hint}; resume with the same or start anew")
+    ours = facts.get("configurations")
+    if checkpoint.facts.get("configurations", ours) != ours:
+        raise UserError(
+            f"{checkpoint.folder} was made with another configuration of the model, such as its scheduler's; restore "
+            "it or start anew"
+        )
     if checkpoint.step > config.max_train_steps:
         raise UserError(
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
-    saved, ours = checkpoint.facts.get("pixels", {}), facts.get("pixels", {})
+    saved, pixels = checkpoint.facts.get("pixels", {}), facts.get("pixels", {})
     message = "%s are not those that the run was begun with; from step %d on it goes on with the new ones"
-    if changed := [one.partition("/")[2] for one in ours if saved.get(one, ours[one]) != ours[one]]:
+    if changed := [one.partition("/")[2] for one in pixels if saved.get(one, pixels[one]) != pixels[one]]:
         logger.warning(message, f"photos, partners or captions of {', '.join(changed)}", checkpoint.step + 1)
+    if checkpoint.facts.get("code", facts.get("code")) != facts.get("code"):
+        logger.warning(
+            "the objective's file was changed since the run was begun; from step %d on it goes on with the new one",
+            checkpoint.step + 1,
+        )
     if checkpoint.facts.get("class", facts["class"]) != facts["class"]:
         logger.warning(message, "the class pictures", checkpoint.step + 1)
     for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):

@@ -18,6 +18,7 @@ from apdm.audit.cells.class_pictures import require_face, warn_of_few_faces
 from apdm.config import HardenConfig, PerturbConfig, to_yaml
 from apdm.config.continuation import CONTINUATION_OPTIONS, has_same_options
 from apdm.config.options import options_by_path
+from apdm.config.plugins import code_hash
 from apdm.core.disk import picture_size, require_parts
 from apdm.core.errors import Faults, each
 from apdm.core.files import check_output_dir, claim_output_dir, delete, model_hash, sha256_file, write_text
@@ -27,6 +28,7 @@ from apdm.data.separate_photos import PhotoSet, Role
 from apdm.export.layout import CONFIG, IMAGES, MODEL, PERTURBATION, SAMPLES
 from apdm.export.pipeline import check_single_file, export_size
 from apdm.families import Family
+from apdm.families.configuration import configuration_hash
 from apdm.families.encoding import encode_images
 from apdm.families.fit import check_steps
 from apdm.families.prompts import check_prompts
@@ -177,6 +179,8 @@ class HardenInputs(HardenFiles):
         return {
             "base": model_hash(self.base.origin or Path(self.config.base)),
             "start": model_hash(self.start.origin or Path(self.config.pretrained_model_name_or_path)),
+            "configurations": [configuration_hash(self.base), configuration_hash(self.start)],
+            "code": code_hash(self.config.objective),
             **{name: {one: len(images) for one, images in of.instance.items()} for name, of in groups.items()},
             "safe": sorted({*self.photos.safe, *self.earlier.safe}),
             "pixels": {f"{name}/{one}": of.content_hash(one) for name, of in groups.items() for one in of.instance},

@@ -16,6 +16,7 @@ from torch import Tensor
 from apdm.audit.results.store import key_of
 from apdm.config import JobConfig
 from apdm.config.groups.image_layer import NO_METHOD
+from apdm.config.plugins import code_hash
 from apdm.core.disk import require_disk
 from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import model_hash, sha256_file, write_json
@@ -33,6 +34,7 @@ from apdm.faces.described import describe
 from apdm.faces.person import PersonsFace
 from apdm.faces.photo_faces import PhotoFaces
 from apdm.families import Family, Posterior
+from apdm.families.configuration import configuration_hash
 from apdm.image_layer.layers import LayeredProtection
 from apdm.image_layer.measure import measure_photo
 from apdm.image_layer.memory import PhotoMemory
@@ -77,6 +79,7 @@ class PhotoJob:
         resolution: side of the square that a trainer makes of a photo, in pixels.
         working_side: the longest shorter side of the copies that the fine-tuning layer works on, in pixels.
         seed: seed of all random numbers.
+        code: hash of a photo protection of the user's own; None for one of this package.
         saved: how the protected photos are saved.
         epsilon: {layer: budget in [0, 1] pixel units} of both layers, for perturbation.json.
     """
@@ -94,6 +97,7 @@ class PhotoJob:
     resolution: int
     working_side: int
     seed: int
+    code: str | None
     saved: SavedPhotos
     epsilon: dict[str, float]
 
@@ -151,6 +155,7 @@ class PhotoJob:
             resolution=config.resolution,
             working_side=side,
             seed=config.seed,
+            code=code_hash(layer.method),
             saved=SavedPhotos(photos, protection.epsilon, layer.format, layer.jpeg_quality),
             epsilon={"fine_tuning": layer.fine_tuning_epsilon, "zero_shot": layer.zero_shot_epsilon},
         )
@@ -274,10 +279,12 @@ class PhotoJob:
         Returns:
             {subject id: {name of the photo: hash in hex}}.
         """
-        model = None if family.origin is None or self.protection.method == NO_METHOD else model_hash(family.origin)
+        model: list[str] | None = None
+        if family.origin is not None and self.protection.method != NO_METHOD:
+            model = [model_hash(family.origin), configuration_hash(family)]
         faces = self.faces
         seen = [] if faces is None else [*map(describe, faces.encoders), describe(faces.detector)]
-        common = {"model": model, "networks": [network.sha256 for network in seen]}
+        common = {"model": model, "code": self.code, "networks": [network.sha256 for network in seen]}
 
         def of_subject(subject: str) -> dict[str, str]:
             clean = [sha256_file(photo.path) for photo in self.clean.get(subject, ())]

@@ -224,6 +224,29 @@ def test_a_checkpoint_of_another_base_model_is_refused(
     assert "another base model" in last_line(capsys)
 
 
+def test_a_checkpoint_of_another_configuration_of_the_model_is_refused(
+    tiny_pipeline: Path, run: Run, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same weights at the same place, with other noise levels."""
+    other = shutil.copytree(tiny_pipeline, tmp_path / "other")
+    sampler = other / "scheduler/scheduler_config.json"
+    sampler.write_text(json.dumps(json.loads(sampler.read_text()) | {"beta_end": 0.02}))
+    assert run(copied, pretrained_model_name_or_path=other, resume_from_checkpoint="latest") == 2
+    assert "another configuration of the model, such as its scheduler's" in last_line(capsys)
+
+
+def test_an_objective_whose_file_was_changed_since_is_told(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "mine.py", tmp_path / "run"
+    file.write_text("from apdm.protection.objectives.ascent import Ascent as Mine\n")
+    assert run(output, max_train_steps=1, objective=f"{file}:Mine") == 0
+    for text, told in (("", False), ("# changed\n", True)):
+        file.write_text(file.read_text() + text)
+        assert run(output, max_train_steps=2, objective=f"{file}:Mine", resume_from_checkpoint="checkpoint-1") == 0
+        assert ("the objective's file was changed" in capsys.readouterr().err) is told
+
+
 def test_a_checkpoint_in_the_output_folder_is_found_by_its_name(
     run: Run, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
