@@ -15,7 +15,8 @@ def configuration_hash(family: Family) -> str:
     for name, part in sorted(family.pipeline.components.items()):
         config = getattr(part, "config", {})
         options = config if isinstance(config, Mapping) else config.to_dict()
-        # Private entries and versions say where the part came from, not what it does.
-        kept = {key: options[key] for key in options if not key.startswith("_") and not key.endswith("version")}
-        parts[name] = type(part).__name__, kept
+        # Private entries and versions say where the part came from, not what it does. The float type is that in which
+        # it was loaded; a dry run loads other types than the run.
+        kept = [key for key in options if not key.startswith("_") and not key.endswith(("version", "dtype"))]
+        parts[name] = type(part).__name__, {key: options[key] for key in kept}
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from apdm.core.errors import UserError
@@ -172,6 +173,7 @@ def test_a_models_configuration_is_the_same_wherever_the_model_lies_and_another_
     here = configuration_hash(load_family(tiny_pipeline))
     copied = shutil.copytree(tiny_pipeline, tmp_path / "copy")
     assert configuration_hash(load_family(copied)) == here
+    assert configuration_hash(load_family(copied, dtype=torch.float16)) == here  # dry runs load other float types
     for file, change in (
         ("scheduler/scheduler_config.json", {"_diffusers_version": "0.1.0"}),
         ("scheduler/scheduler_config.json", {"beta_end": 0.02}),
