@@ -73,7 +73,7 @@ class Size:
     rounds: int
 
 
-QUICK = Size(120, 30, 2, 2, 2, 4, 2, 30, 1)
+QUICK = Size(40, 10, 2, 2, 2, 4, 2, 30, 1)
 WHOLE = Size(2500, 500, 20, 100, 8, 20, 4, 100, 5)
 
 

@@ -27,7 +27,6 @@ from apdm.distributed.processes import SINGLE_PROCESS
 from apdm.families import load_family
 
 CPU = torch.device("cpu")
-PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 
 
 @pytest.fixture
