@@ -18,9 +18,9 @@ ZERO_SHOTS = Registry("zero-shot attack", "apdm.attacks", ("draw", "params"))
 
 
 def code_hash(*specs: str | None) -> str | None:
-    """Return the sha256, in hex, of the users' own files that texts such as "mine.py:Mine:rank=4" name; None if none.
+    """Return the SHA-256 of the user's own file that texts such as "mine.py:Mine:rank=4" name, in hex; None if none.
 
-    Of several files it is that of one after the other. What such a file made is made again when the file is changed.
+    If they name several files, the hashes follow one another. So it can be told that such a file was changed since.
     """
     parts = [part for spec in specs if spec is not None for part in re.split("[:=,]", spec)]
     files = [part for part in parts if part.endswith(".py") and Path(part).is_file()]

@@ -76,7 +76,8 @@ class Perturbation:
         photos: one entry for each photo.
         command: the command line of the run, if there was one.
         seconds_per_photo: the main process's time for one photo; None if it had no photo to protect.
-        peak_memory_bytes: largest memory of the main process; None if another tool made the photos.
+        peak_memory_bytes: largest memory of the main process: of the accelerator if it worked on one, else of the CPU;
+            None if it is not known.
         people: what was found out about the faces in each person's photos; empty without the zero-shot layer.
     """
 

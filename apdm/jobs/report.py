@@ -95,14 +95,16 @@ def results_file(given: str, *, attacks: bool = True) -> Path:
         return path
     if not path.is_dir():
         fault = "is no file" if path.exists() else "does not exist"
-        known = f"the {RESULTS} of an audit, {f'the {ATTACK} of an attack, ' * attacks}or its folder"
+        attack = f"the {ATTACK} of an attack, " if attacks else ""
+        known = f"the {RESULTS} of an audit, {attack}or its folder"
         raise absent(given, f"{given} {fault}; give {known}")
     for name in (RESULTS, ATTACK):
         if (path / name).is_file():
             return path / name
     if any((path / cells).is_dir() for cells in (CELLS, PHOTO_CELLS)):
         raise UserError(f"the run in {given} has not finished; give its command again, which goes on from there")
-    raise absent(given, f"{given} has no {RESULTS}; give the output folder of an audit{' or an attack' * attacks}")
+    run = "an audit or an attack" if attacks else "an audit"
+    raise absent(given, f"{given} has no {RESULTS}; give the output folder of {run}")
 
 
 def check_page_place(output: Path, folder: Path | None = None) -> None:

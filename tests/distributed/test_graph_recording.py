@@ -27,17 +27,6 @@ CPU = torch.device("cpu")
 PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 
 
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-
-
 def test_an_attack_trains_the_same_weights_and_frees_what_it_recorded(
     tiny_pipeline: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,17 +29,6 @@ from apdm.families import load_family
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-
-
 def gradient(network: Any, loss_of: Callable[[Any], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
     return [g.clone() for g in torch.autograd.grad(loss_of(network), weights)]
 

@@ -46,7 +46,8 @@ def tensor_hash(*tensors: Tensor | None) -> str:
     for tensor in tensors:
         if tensor is not None:
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(to_signed(tensor).detach().cpu().contiguous().numpy().tobytes())
+            for part in tensor:  # one after another, because all photos as floats may be gigabytes
+                digest.update(to_signed(part).detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

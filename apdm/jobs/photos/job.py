@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from apdm.core.disk import require_disk
 from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import model_hash, sha256_file, write_json
 from apdm.core.logging import get_logger
+from apdm.core.memory import peak_memory
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_sets import Chosen
@@ -195,7 +195,8 @@ class PhotoJob:
         seconds_per_photo = self.protect(family, output, processes, watch=watch)
 
         def measure_and_write() -> Perturbation:
-            figures = self.measure(output, seconds_per_photo=seconds_per_photo, command=command)
+            peak = peak_memory(next(family.denoiser.parameters()).device)
+            figures = self.measure(output, seconds_per_photo=seconds_per_photo, peak_memory_bytes=peak, command=command)
             write_json(output / PERTURBATION, asdict(figures))
             for name, count in figures.still_recognised.items():
                 logger.warning(
@@ -243,12 +244,18 @@ class PhotoJob:
         return seconds / done if done else None
 
     def measure(
-        self, output: Path, *, seconds_per_photo: float | None = None, command: str | None = None
+        self,
+        output: Path,
+        *,
+        seconds_per_photo: float | None = None,
+        peak_memory_bytes: int | None = None,
+        command: str | None = None,
     ) -> Perturbation:
         """Measure all protected photos, and delete those whose originals are gone.
 
         Args:
             seconds_per_photo: seconds that protecting one photo took; None if none was protected.
+            peak_memory_bytes: see `peak_memory`.
 
         Returns:
             The content of perturbation.json.
@@ -270,7 +277,7 @@ class PhotoJob:
             people=self.describe_faces(),
             command=command,
             seconds_per_photo=seconds_per_photo,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=peak_memory_bytes,
         )
 
     def sources(self, family: Family) -> dict[str, dict[str, str]]:
