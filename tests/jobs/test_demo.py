@@ -108,19 +108,22 @@ def test_the_report_says_after_each_stage_what_is_missing(place: Path) -> None:
     config = harden_config(DemoConfig(output_dir=str(place), size="short"))
     stages = harden_stages(config)
     assert stages.names == [PREPARING, HARDENING, PHOTOS, ATTACKS, PHOTO_ATTACKS]
-    stages.begin(PREPARING)
-    assert not place.exists()  # the folder is not claimed yet
-    (place / "class_images").mkdir(parents=True)
-    Image.new("RGB", (8, 8), "red").save(place / "class_images/0.png")
-    stages.begin(HARDENING)
-    page = (place / REPORT).read_text(encoding="utf-8")
-    assert is_report(place / REPORT)
-    assert "Not finished: 1 of 5 stages are done" in page and page.count("<img") == 1
-    assert "preparing: done" in page and "hardening the weights: begun" in page and f"{ATTACKS}: not done yet" in page
-    (place / "images/s01").mkdir(parents=True)
-    Image.new("RGB", (8, 8), "blue").save(place / "images/s01/0.png")
-    stages.begin(ATTACKS)
-    assert (place / REPORT).read_text(encoding="utf-8").count("<img") == 2
+    with stages:
+        stages.begin(PREPARING)
+        assert not place.exists()  # the folder is not claimed yet
+        (place / "class_images").mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(place / "class_images/0.png")
+        stages.begin(HARDENING)
+        page = (place / REPORT).read_text(encoding="utf-8")
+        assert is_report(place / REPORT)
+        assert "Not finished: 1 of 5 stages are done" in page and page.count("<img") == 1
+        assert (
+            "preparing: done" in page and "hardening the weights: begun" in page and f"{ATTACKS}: not done yet" in page
+        )
+        (place / "images/s01").mkdir(parents=True)
+        Image.new("RGB", (8, 8), "blue").save(place / "images/s01/0.png")
+        stages.begin(ATTACKS)
+        assert (place / REPORT).read_text(encoding="utf-8").count("<img") == 2
 
 
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "docs"])

@@ -20,8 +20,8 @@ def test_a_sheet_of_more_pixels_than_pillow_opens_is_shown(tmp_path: Path, monke
     config = make_config(HardenConfig, {**options, "output_dir": str(tmp_path)})
     save_png(grid(torch.rand(6, 3, 32, 32), 2), tmp_path / "samples/step-00001.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    stages = harden_stages(config)
-    stages.begin("preparing")
-    stages.begin("hardening the weights")
+    with harden_stages(config) as stages:
+        stages.begin("preparing")
+        stages.begin("hardening the weights")
     page = Page(tmp_path / "report.html")
     assert "step-00001.png" in page.text() and len(page.values("src")) == 1
