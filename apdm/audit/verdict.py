@@ -72,7 +72,7 @@ def _judge_attack(
     void = {(row.subject, row.seed) for row in rows if is_void(row)}
     sound = [row for row in rows if (row.subject, row.seed) not in void]
     costs = cost_factors(sound, encoders, nominal)
-    longest = max((row.horizon for row in rows if row.model == "hardened"), default=nominal)
+    longest = max(row.horizon for row in rows if row.model == "hardened")
     points = hardened_points(rows, nominal)
     checks = [
         match_check(points, thresholds.max_match_rate),
@@ -102,7 +102,7 @@ def _judge_attack(
 
 def _state(rows: Sequence[AttackRow], checks: Sequence[Check], unreliable: Sequence[str]) -> State:
     bases = [row for row in rows if (row.model, row.role) == ("base", "protected")]
-    if bases and all(map(is_void, bases)):
+    if all(map(is_void, bases)):
         return "void"
     if any(check.passed is False and check.value is not None for check in checks):
         return "not protected"
@@ -110,12 +110,12 @@ def _state(rows: Sequence[AttackRow], checks: Sequence[Check], unreliable: Seque
 
 
 def worst_attack(attacks: Sequence[AttackOutcome]) -> AttackOutcome | None:
-    """The required attack with the lowest cost factor among attacks that work on the base; None if there is none.
+    """The required attack with the lowest cost factor; None if none has any, as attacks that fail on the base.
 
     Some attacks stop on the hardened model after the nominal steps and have not yet reached the base's likeness. So
     their cost factor is only known to be at least 1. Such an attack is chosen only if there is no other attack.
     """
-    known = [a for a in attacks if a.required and a.state != "void" and a.cost_factor.worst is not None]
+    known = [a for a in attacks if a.required and a.cost_factor.worst is not None]
     shown = [a for a in known if any(c.name == "cost_factor" and c.passed is not None for c in a.checks)]
     return min(shown or known, key=_lowest_factor, default=None)
 
@@ -143,7 +143,7 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     prefixed = len(attacks) > 1
     unreliable = [f"{a.spec}: {flag}" if prefixed else flag for a in required for flag in a.unreliable]
     unreliable += [flag for flag in unmeasured(checks) if not any(flag in known for known in unreliable)]
-    attacked = [row.subject for row in measured.attacks if row.required and row.role == "protected"]
+    attacked = [row.subject for row in measured.attacks if row.required]
     unreliable += not_attacked(measured.left_out, measured.subjects, attacked)
     known = among_strangers(measured.strangers, measured.strangers_matched or {}, thresholds.max_match_rate)
     checks, unreliable = without_chance(checks, known), unreliable + known

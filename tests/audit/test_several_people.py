@@ -1,9 +1,10 @@
 """Figures and checks of an audit with several people, seeds, encoders and attacks: what is averaged, and who counts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up_results import LEARNED, LEARNS, SAFE, identity, made_up_results, made_up_row, outcomes_of
+from made_up_results import LEARNED, LEARNS, SAFE, identity, made_up_results, made_up_row, outcomes_of, verdict_on
 
 from apdm.audit.checks import (
     cost_check,
@@ -15,6 +16,7 @@ from apdm.audit.checks import (
     others_check,
     search_check,
 )
+from apdm.audit.doubts import weaker_than_transferred
 from apdm.audit.results.common import Check, WorstPerson
 from apdm.audit.results.models import AttackRow, CostFactors, LowestCost, Measurements
 from apdm.audit.results.rows import before_attack, compared, cost_factors, other_people
@@ -116,6 +118,14 @@ def test_likeness_before_an_attack_is_the_mean_over_protected_people():
     rows += [row("base", {0: identity(0.9, 1.0), 10: SAFE}, "other"), row("hardened", {10: SAFE}, status="failed")]
     found = before_attack(rows, ["enc"])
     assert found == {"base": {"enc": pytest.approx(0.2)}, "hardened": {"enc": None}}
+
+
+def test_a_transfer_attack_is_compared_with_the_white_box_one_only_if_both_could_be_measured():
+    rows = [row("hardened", LEARNS if via else {10: SAFE}, spec=f"{via}lora", white_box="lora") for via in ("", "t:")]
+    assert list(weaker_than_transferred(rows, ["enc"])) == ["lora"]
+    for place in (0, 1):
+        failed = [replace(one, status="failed") if place == of else one for of, one in enumerate(rows)]
+        assert weaker_than_transferred(failed, ["enc"]) == {}
 
 
 def others(*ratios: float) -> Measurements:
@@ -276,3 +286,13 @@ def test_the_best_trial_on_the_hardened_model_is_judged_above_the_strangers_of_a
     assert not search_check(searched, strangers, 0.29).passed
     nothing = search_check(search(("hardened", "s01", [trial(None, "failed")])), strangers, 0.3)
     assert (nothing.value, nothing.passed) == (None, False)
+
+
+@pytest.mark.parametrize(("likeness", "protected"), [(0.1, True), (0.11, False)])
+def test_a_search_that_finds_an_attack_that_works_forbids_the_claim(likeness: float, protected: bool):
+    searched = search(("hardened", "s01", [trial(likeness, "lora")]))
+    verdict = verdict_on(replace(made_up_results(), search=searched))
+    assert verdict["protected"] is protected
+    assert [check["name"] for check in verdict["checks"] if not check["passed"]] == (
+        [] if protected else ["search_over_strangers"]
+    )

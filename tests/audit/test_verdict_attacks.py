@@ -8,9 +8,11 @@ import pytest
 from made_up_results import (
     BREAKS,
     JUDGES,
+    LEARNED,
     LEARNS,
     SAFE,
     STAYS,
+    curve,
     fact,
     identity,
     made_up_results,
@@ -41,13 +43,14 @@ def test_the_verdict_takes_the_worst_of_the_attacks_it_requires():
         "lora": "not protected",
     }
     match = next(check for check in verdict["checks"] if check["name"] == "match_rate")
-    assert match["value"] == 0.5 and match["detail"].startswith("lora: ")
+    assert match["value"] == 0.5 and match["detail"].startswith("lora: ") and verdict["notes"] == []
 
 
 def test_an_attack_that_is_not_required_breaks_no_verdict_and_is_noted():
     verdict = verdict_on(made_up_results(of("lora", LEARNS, BREAKS, required=False)))
     assert verdict["protected"] is True
-    assert "lora, which the verdict does not require, breaks the protection." in verdict["notes"]
+    assert verdict["notes"] == ["lora, which the verdict does not require, breaks the protection."]
+    assert verdict_on(made_up_results(of("lora", LEARNS, STAYS, required=False)))["notes"] == []
 
 
 @pytest.mark.parametrize("required", [True, False])
@@ -56,8 +59,29 @@ def test_an_attack_that_fails_on_the_base_is_void_and_never_counts_as_protection
     assert verdict["by_attack"][1]["state"] == "void"
     assert verdict["by_attack"][1]["comparison"] == {}  # its likeness enters no mean
     assert verdict["protected"] is not required
-    if not required:
-        assert "lora does not work on this base, so it says nothing about the hardened model." in verdict["notes"]
+    note = "lora does not work on this base, so it says nothing about the hardened model."
+    assert verdict["notes"] == [note] * (not required)
+    if required:
+        why = (
+            f"{len(verdict['unreliable'])} reasons, the first is: lora: base/s01/seed 0: the attack on the base is too"
+        )
+        assert f"The audit is unreliable, so no protection is claimed: {why}" in verdict["reasons"][-1]
+
+
+def test_an_attack_that_cannot_be_judged_is_unreliable_and_neither_a_break_nor_the_headline():
+    known_before = curve("protected", "base", {0: LEARNED, 10: LEARNED})  # so there is no cost factor
+    [outcome] = outcomes_of(made_up_results(known_before))
+    assert outcome.state == "unreliable" and outcome.failed == 0
+    assert worst_attack([outcome]) is None
+
+
+@pytest.mark.parametrize(("base", "hardened", "passed"), [(10, 15, False), (15, 10, None)])
+def test_an_attack_that_need_not_go_on_is_asked_for_a_cost_if_it_did_on_the_hardened_model(
+    base: int, hardened: int, passed: bool | None
+):
+    more = of("lora", LEARNS | {base: LEARNED}, STAYS | {hardened: SAFE})
+    cost = next(check for check in outcomes_of(made_up_results(more))[1].checks if check.name == "cost_factor")
+    assert cost.passed is passed
 
 
 def test_an_attack_that_worked_on_the_base_and_went_on_until_it_did_not_is_no_void_one():
@@ -74,7 +98,8 @@ def test_a_void_pair_enters_no_mean_and_no_cost():
         ]
 
     attack = verdict_on(made_up_results(weak_seed))["by_attack"][0]
-    assert attack["void"] == 1 and attack["comparison"]["enc"]["pairs"] == 1
+    assert (attack["cells"], attack["void"], attack["failed"]) == (6, 1, 0)
+    assert attack["comparison"]["enc"]["pairs"] == 1
     assert attack["comparison"]["enc"]["base"] == 0.6
     assert attack["cost_factor"]["worst"]["factor"] == 10
 
@@ -110,8 +135,8 @@ def test_a_placebo_that_does_as_well_is_noted():
             more=[made_up_row("placebo", "protected", {0: SAFE, 10: identity(likeness, 0)})]
         )
 
-    assert verdict_on(made_up_results(placebo(0.5)))["notes"] == []
-    notes = verdict_on(made_up_results(placebo(0.04)))["notes"]
+    assert verdict_on(made_up_results(placebo(0.0501)))["notes"] == []
+    notes = verdict_on(made_up_results(placebo(0.05)))["notes"]
     assert len(notes) == len(JUDGES) and "hardened against other people gives as little likeness (enc)" in notes[0]
 
 
@@ -128,7 +153,7 @@ def test_the_headline_is_the_required_attack_that_costs_least_and_is_not_void():
     def more(draft: dict[str, Any]) -> None:
         of("lora", LEARNS, LEARNS)(draft)
         of("void", STAYS, LEARNS)(draft)
-        of("optional", LEARNS, LEARNS, required=False)(draft)
+        of("optional", LEARNS, {0: SAFE, 5: LEARNED, 10: LEARNED}, required=False)(draft)
 
     worst = worst_attack(outcomes_of(made_up_results(more)))
     assert worst is not None and worst.spec == "lora"
