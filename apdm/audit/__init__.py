@@ -13,6 +13,8 @@ results               the content of results.json
 checks, doubts        measured values against thresholds; what makes an audit unreliable
 verdict               the verdict: `judge_attacks`, then `judge`
 
+The package itself gives the results alone, so that reading them does not import diffusers.
+
 Other audits:
 
 one_model             attacks on one model alone, without a verdict: `apdm attack`
@@ -23,8 +25,6 @@ tables                a table of a paper, measured again: `apdm reproduce`
 
 import sys
 
-from apdm.audit.inputs.plan import AuditPlan
-from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.common import SCHEMA
 from apdm.audit.results.file import read_model_results, read_results, results_schema, write_results
 from apdm.audit.results.models import Results
@@ -33,10 +33,8 @@ from apdm.core.callable_package import CallablePackage
 
 __all__ = [
     "SCHEMA",
-    "AuditPlan",
     "PhotoResults",
     "Results",
-    "attack_and_judge",
     "read_model_results",
     "read_results",
     "results_schema",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from apdm.audit.cells.cell import Cell
 from apdm.audit.cells.class_pictures import (
@@ -18,9 +15,8 @@ from apdm.audit.cells.class_pictures import (
 from apdm.audit.cells.matrix import Matrix
 from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.plan import AuditPlan
-from apdm.audit.results.common import SCHEMA, ModelFile, PhotoCounts, Prompts, SchemaNumber
-from apdm.audit.results.file import AnyResults, in_shape, read_content, read_results
-from apdm.audit.results.models import AttackRow
+from apdm.audit.results.common import SCHEMA
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.store import CellStore, KeptPictures
 from apdm.core.errors import UserError
 from apdm.core.files import delete
@@ -28,56 +24,10 @@ from apdm.core.logging import get_logger
 from apdm.core.versions import package_versions
 from apdm.distributed.processes import ProcessGroup
 from apdm.families import Family, Posterior
-from apdm.metrics.judges import Features, JudgesDescription
+from apdm.metrics.judges import Features
 from apdm.metrics.utility import StrangersLikeness
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackResults:
-    """The content of attack.json: what attacks made of one model.
-
-    Attributes:
-        command: the command line, if there was one.
-        package: {library: version}.
-        model: the attacked model.
-        subjects: ids of the people.
-        photos: how many photos of each were attacked, and how many were held out.
-        prompts: what the attacks learn, and what they are asked for.
-        judges: the networks that gave the figures.
-        strangers: {encoder: likeness by chance}; None if the model draws no faces and there were no photos
-            of strangers.
-        attacks: one row for each attack and person. `model` is "base" in each, as in an audit of this model as base.
-            Likeness is a cosine in [-1, 1], and rates are shares in [0, 1].
-    """
-
-    schema: SchemaNumber
-    kind: Literal["attack"]
-    command: str | None
-    package: dict[str, str]
-    model: ModelFile
-    subjects: list[str]
-    photos: PhotoCounts
-    prompts: Prompts
-    judges: JudgesDescription
-    strangers: dict[str, StrangersLikeness] | None
-    attacks: list[AttackRow]
-
-    @property
-    def encoders(self) -> list[str]:
-        """The names of the likeness encoders."""
-        return [encoder.name for encoder in self.judges.encoders]
-
-
-def read_any_results(path: str | Path) -> AnyResults | AttackResults:
-    """Read the results of an audit, or of attacks on one model.
-
-    Raises:
-        UserError: the file cannot be read, or it was written by another version with another schema.
-    """
-    content = read_content(path)
-    return in_shape(content, AttackResults, path) if content.get("kind") == "attack" else read_results(path)
 
 
 def attack_one_model(

@@ -31,6 +31,7 @@ from apdm.config.filling import command_line
 from apdm.core.errors import UserError
 from apdm.core.launcher import is_main_process
 from apdm.core.logging import get_logger
+from apdm.core.quick_imports import quick_imports
 from apdm.core.terminal import columns, count, say, tell
 
 Config = TypeVar("Config")
@@ -74,8 +75,9 @@ def _harden(argv: Sequence[str]) -> int:
     config = _options(HardenConfig, argv)
     if config.dry_run:
         return _dry_run(config)
-    from apdm.jobs.common.summary import of_hardening
-    from apdm.jobs.harden import harden
+    with quick_imports():
+        from apdm.jobs.common.summary import of_hardening
+        from apdm.jobs.harden import harden
 
     result = harden(config, command=command_line("harden", argv))
     if is_main_process():
@@ -86,12 +88,14 @@ def _harden(argv: Sequence[str]) -> int:
 
 def _demo(argv: Sequence[str]) -> int:
     config = load_config(DemoConfig, argv)
-    from apdm.jobs.demo import harden_config, next_step, other_process, prepare
+    with quick_imports():
+        from apdm.jobs.demo import harden_config, next_step, other_process, prepare
 
     prepare(config)
     with other_process(config, argv):
-        from apdm.jobs.common.summary import of_hardening
-        from apdm.jobs.harden import harden
+        with quick_imports():
+            from apdm.jobs.common.summary import of_hardening
+            from apdm.jobs.harden import harden
 
         result = harden(harden_config(config), command=command_line("demo", argv))
     if is_main_process():
@@ -102,7 +106,8 @@ def _demo(argv: Sequence[str]) -> int:
 def _init(argv: Sequence[str]) -> int:
     config = load_config(InitConfig, argv)
     logger.info("loading torch and diffusers, which look at the model and the photos")
-    from apdm.jobs.init import init
+    with quick_imports():
+        from apdm.jobs.init import init
 
     def ask(question: str) -> str:
         try:
@@ -119,8 +124,9 @@ def _init(argv: Sequence[str]) -> int:
 
 
 def _dry_run(config: object) -> int:
-    from apdm.jobs.common.summary import Summary
-    from apdm.jobs.dry_run import dry_run
+    with quick_imports():
+        from apdm.jobs.common.summary import Summary
+        from apdm.jobs.dry_run import dry_run
 
     dry_run(config)
     if is_main_process():
@@ -133,8 +139,9 @@ def _perturb(argv: Sequence[str]) -> int:
     config = _options(PerturbConfig, argv)
     if config.dry_run:
         return _dry_run(config)
-    from apdm.jobs.common.summary import of_perturbation
-    from apdm.jobs.perturb import perturb
+    with quick_imports():
+        from apdm.jobs.common.summary import of_perturbation
+        from apdm.jobs.perturb import perturb
 
     result = perturb(config, command=command_line("perturb", argv))
     if is_main_process():
@@ -146,8 +153,9 @@ def _audit(argv: Sequence[str]) -> int:
     config = _options(AuditJobConfig, argv)
     if config.dry_run:
         return _dry_run(config)
-    from apdm.jobs.audit import audit_models
-    from apdm.jobs.common.summary import of_audit
+    with quick_imports():
+        from apdm.jobs.audit import audit_models
+        from apdm.jobs.common.summary import of_audit
 
     result = audit_models(config, command=command_line("audit", argv))
     if not is_main_process():
@@ -161,8 +169,9 @@ def _attack(argv: Sequence[str]) -> int:
     config = _options(AttackConfig, _named("pretrained_model_name_or_path", argv))
     if config.dry_run:
         return _dry_run(config)
-    from apdm.jobs.attack import attack_model
-    from apdm.jobs.common.summary import of_attack
+    with quick_imports():
+        from apdm.jobs.attack import attack_model
+        from apdm.jobs.common.summary import of_attack
 
     result = attack_model(config, command=command_line("attack", argv))
     if result.results is not None:
@@ -172,8 +181,9 @@ def _attack(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> int:
     config = _options(VerifyConfig, _named("output_dir", argv))
-    from apdm.jobs.common.summary import of_verification
-    from apdm.jobs.verify import verify
+    with quick_imports():
+        from apdm.jobs.common.summary import of_verification
+        from apdm.jobs.verify import verify
 
     result = verify(config)
     tell(of_verification(result, with_subjects=config.subjects is not None))
@@ -182,8 +192,9 @@ def _verify(argv: Sequence[str]) -> int:
 
 def _push(argv: Sequence[str]) -> int:
     config = load_config(PushConfig, _named("output_dir", argv))
-    from apdm.jobs.common.summary import of_push
-    from apdm.jobs.push import push
+    with quick_imports():
+        from apdm.jobs.common.summary import of_push
+        from apdm.jobs.push import push
 
     tell(of_push(push(config)))
     return DONE
@@ -191,7 +202,8 @@ def _push(argv: Sequence[str]) -> int:
 
 def _report_again(argv: Sequence[str]) -> int:
     config = load_config(ReportConfig, _named("results", argv))
-    from apdm.jobs.report import report
+    with quick_imports():
+        from apdm.jobs.report import report
 
     result = report(config)
     rows = {"report": str(result.report)}
@@ -203,8 +215,9 @@ def _report_again(argv: Sequence[str]) -> int:
 
 def _compare(argv: Sequence[str]) -> int:
     config = load_config(CompareConfig, _named("results", argv))
-    from apdm.jobs.compare import compare
-    from apdm.report.comparison import text_lines
+    with quick_imports():
+        from apdm.jobs.compare import compare
+        from apdm.report.comparison import text_lines
 
     say(*text_lines(compare(config)))
     if config.output is not None:
@@ -214,7 +227,8 @@ def _compare(argv: Sequence[str]) -> int:
 
 def _app(argv: Sequence[str]) -> int:
     config = load_config(AppConfig, argv)
-    from apdm.app.server import serve
+    with quick_imports():
+        from apdm.app.server import serve
 
     serve(config)
     return DONE
@@ -223,16 +237,19 @@ def _app(argv: Sequence[str]) -> int:
 def _reproduce(argv: Sequence[str]) -> int:
     config = load_config(ReproduceConfig, _named("recipe", argv))
     if config.list:
-        from apdm.jobs.reproduce import list_tables
+        with quick_imports():
+            from apdm.jobs.reproduce import list_tables
 
         say(*columns(list_tables(config)))
         return DONE
     if config.plan:
-        from apdm.jobs.reproducing.plan import plan_rows
+        with quick_imports():
+            from apdm.jobs.reproducing.plan import plan_rows
 
         say(*columns(plan_rows(config)))
         return DONE
-    from apdm.jobs.reproduce import reproduce, summary_rows
+    with quick_imports():
+        from apdm.jobs.reproduce import reproduce, summary_rows
 
     result = reproduce(config, command=command_line("reproduce", argv))
     say(*columns(summary_rows(result)))
@@ -248,12 +265,14 @@ def _environment(argv: Sequence[str]) -> int:
     """Print the versions and devices that a bug report needs; with --models, what these models can be used for."""
     config = load_config(EnvConfig, argv)
     if config.models is not None:
-        from apdm.jobs.env_models import look_at_models
+        with quick_imports():
+            from apdm.jobs.env_models import look_at_models
 
         lines, complete = look_at_models(config.models, allow_pickle=config.allow_pickle)
         say(*lines)
         return DONE if complete else BAD_INPUT
-    from apdm.jobs.env_machine import machine_lines
+    with quick_imports():
+        from apdm.jobs.env_machine import machine_lines
 
     say(*machine_lines())
     return DONE

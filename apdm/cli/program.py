@@ -20,6 +20,7 @@ from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed, UserErr
 from apdm.core.launcher import is_launched, worked_with_others
 from apdm.core.libraries import library_messages
 from apdm.core.logging import EVERY_PROCESS, get_logger, messages_on_stderr
+from apdm.core.quick_imports import allow_quick_imports
 from apdm.core.terminal import Style, open_closed_streams, say, show_progress, summaries_in, use_utf8
 from apdm.core.versions import VERSION
 
@@ -116,6 +117,7 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     """
     open_closed_streams()
     use_utf8()
+    allow_quick_imports()
     try:
         code = main(argv)
     except BaseException:

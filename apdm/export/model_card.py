@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from apdm.core.terminal import count
 from apdm.core.versions import package_versions
-from apdm.export.loading import Loading
+
+if TYPE_CHECKING:
+    from apdm.export.loading import Loading  # imports diffusers, which a report does without
 
 THREAT_MODEL = (
     "The attacker owns the hardened weights, knows the method, and has clean photos that were never used in "

@@ -21,7 +21,8 @@ from apdm.audit.inputs.face_checks import check_faces
 from apdm.audit.inputs.people import AuditSubjects, PhotoFolders
 from apdm.audit.inputs.plan import ONLY_NOMINAL, AuditPlan
 from apdm.audit.inputs.suites import Entry, choose_entries
-from apdm.audit.one_model import AttackResults, attack_one_model
+from apdm.audit.one_model import attack_one_model
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.picture_names import file_name
 from apdm.audit.results.schema import to_json
 from apdm.config import AttackConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from apdm.audit import PhotoResults
-from apdm.audit.one_model import AttackResults, read_any_results
-from apdm.audit.results.file import AnyResults
+from apdm.audit.results.file import AnyResults, read_any_results
+from apdm.audit.results.one_model import AttackResults
 from apdm.config import ReportConfig
 from apdm.core.errors import UserError, absent
 from apdm.core.files import MARKER

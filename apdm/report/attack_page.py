@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from apdm.audit.one_model import AttackResults
 from apdm.audit.results.models import AttackRow
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.rows import mean_curve
 from apdm.core.terminal import count
 from apdm.export.layout import ATTACK

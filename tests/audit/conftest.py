@@ -9,8 +9,9 @@ import pytest
 from tiny_audit import CONFIG, ConvJudge, person, photos
 from torch import Tensor
 
-from apdm.audit import AuditPlan, attack_and_judge
 from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.plan import AuditPlan
+from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.schema import to_json
 from apdm.audit.results.store import CellStore
 from apdm.config import AuditConfig

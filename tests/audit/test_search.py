@@ -13,10 +13,11 @@ from stored_cells import processes
 from tiny_audit import ConvJudge, person, photos
 
 from apdm.attacks.experts import ReleaseUnconditional
-from apdm.audit import AuditPlan, attack_and_judge
 from apdm.audit.inputs.attack_factory import AttackFactory
 from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.search_space import SearchOptions, SearchSpace
+from apdm.audit.model_audit import attack_and_judge
 from apdm.audit.results.budgets import best_within, budget_table, samples_per_step
 from apdm.audit.results.models import AttackRow
 from apdm.audit.results.schema import from_json, to_json

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from engine_cases import CASES, build, steps, theta
-from launches import FLOOR, distance, run_launcher, theta_at_start
+from launches import ENGINE_CASES, FLOOR, distance, run_launcher, theta_at_start
 from safetensors.torch import load_file
 from tiny_run import arguments
 from torch._dynamo.utils import counters
@@ -31,7 +31,7 @@ DYNAMO = ["--dynamo_backend", "aot_eager"]
 def test_compiled_passes_end_at_the_same_weights(
     tiny_pipeline: Path, tmp_path: Path, file: str, size: int, case: str
 ) -> None:
-    result = run_launcher(file, size, [*DYNAMO, "tests/helpers/engine_cases.py", tiny_pipeline, tmp_path, case])
+    result = run_launcher(file, size, [*DYNAMO, *ENGINE_CASES, tiny_pipeline, tmp_path, case])
     assert result.returncode == 0, result.stderr[-4000:]
     assert int(result.stdout.partition(f"COMPILED {case} ")[2].split()[0]) > 1
     assert "recompile_limit" not in result.stderr  # beyond it torch goes on without compiling

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from engine_cases import CASES, POOL, RESUMED, build, odd_denoiser, save, steps, theta
 from launches import (
+    ENGINE_CASES,
     FLOAT16_FLOOR,
     FLOOR,
     HALF_FLOOR,
@@ -70,7 +71,7 @@ def launch(tiny_pipeline: Path, checkpoint: Path, tmp_path_factory: pytest.TempP
                 require_compiler()
             folder = tmp_path_factory.mktemp(engine)
             shutil.copytree(checkpoint, folder / "single")
-            result = run_launcher(file, size, ["tests/helpers/engine_cases.py", tiny_pipeline, folder, *cases])
+            result = run_launcher(file, size, [*ENGINE_CASES, tiny_pipeline, folder, *cases])
             assert result.returncode == 0, result.stderr[-4000:]
             (folder / "out.txt").write_text(result.stdout)
             done[engine] = folder

@@ -31,6 +31,9 @@ FLOAT16_FLOOR = 0.02  # seen: 0.003 to 0.004, as between float16 and float32 in 
 Weights = dict[str, Tensor]
 
 
+ENGINE_CASES = ["tests/helpers/quick_start.py", "tests/helpers/engine_cases.py"]
+
+
 COMMON = ["clipped", "accumulated", "pool", "half", "float16", "overflow", "resumed", "saved", "broken"]
 
 

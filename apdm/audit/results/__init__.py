@@ -1,6 +1,8 @@
 """The results of an audit: the content of results.json, and what is derived from it.
 
-common, models, photos, search   what all results have; those of models, of photos, and of a search
+common                what all results have
+models, photos        the results of an audit of models, and of an audit of photos
+one_model, search     those of attacks on one model, and of an attacker's search
 file, schema          writes and reads results.json, and its JSON schema
 rows                  figures of an attack from its rows
 budgets               what each attack reaches with the same number of pictures to train on

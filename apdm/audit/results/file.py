@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from apdm.audit.results.common import SCHEMA
 from apdm.audit.results.models import Results
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.photos import PhotoResults
 from apdm.audit.results.schema import WrongShape, from_json, json_schema, to_json
 from apdm.core.errors import UserError
@@ -36,6 +37,16 @@ def read_results(path: str | Path) -> AnyResults:
     if content.get("kind") == "photos":
         return in_shape(content, PhotoResults, path)
     return in_shape(content, Results, path)
+
+
+def read_any_results(path: str | Path) -> AnyResults | AttackResults:
+    """Read the results of an audit, or of attacks on one model.
+
+    Raises:
+        UserError: the file cannot be read, or it was written by another version with another schema.
+    """
+    content = read_content(path)
+    return in_shape(content, AttackResults, path) if content.get("kind") == "attack" else read_results(path)
 
 
 def read_content(path: str | Path) -> dict[str, Any]:

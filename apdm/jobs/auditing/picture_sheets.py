@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from apdm.audit.one_model import AttackResults
 from apdm.audit.results.file import AnyResults
 from apdm.audit.results.models import AttackRow, Results
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.photos import ImageLayer, PhotoResults
 from apdm.audit.results.picture_names import (
     ATTENTION,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from apdm.audit.one_model import AttackResults
     from apdm.audit.results.common import Verdict
     from apdm.audit.results.models import Results
+    from apdm.audit.results.one_model import AttackResults
     from apdm.audit.results.photos import PhotoResults
     from apdm.audit.tables import Table
     from apdm.image_layer.results import Perturbation

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import Verdict
 from apdm.audit.results.models import CurvePoint, Results
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.photos import ImageLayer, PhotoResults
 from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.core.plain_bar import duration

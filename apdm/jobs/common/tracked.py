@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from apdm.attacks.registry import without_words
-from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import Verdict
 from apdm.audit.results.file import AnyResults
 from apdm.audit.results.models import Results
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.picture_names import COURSE
 from apdm.audit.results.rows import by_spec, protected_curve
 from apdm.config import AuditingConfig, PerturbConfig

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from apdm.audit.one_model import AttackResults, read_any_results
+from apdm.audit.results.file import read_any_results
 from apdm.audit.results.models import AttackRow
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.store import key_of
 from apdm.config import AttackConfig, HardenConfig, PerturbConfig, make_config
 from apdm.core.errors import UserError

@@ -15,9 +15,9 @@ from tiny_run import write_people
 
 from apdm.app.parts import outcome
 from apdm.audit import read_results
-from apdm.audit.one_model import AttackResults
 from apdm.audit.results.common import WorstPerson
 from apdm.audit.results.models import LowestCost, Results
+from apdm.audit.results.one_model import AttackResults
 from apdm.audit.results.photos import PhotoComparison, PhotoOutcome
 from apdm.audit.results.schema import from_json
 from apdm.cli import main
