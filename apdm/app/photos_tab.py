@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from apdm.families.miniature import is_miniature
 from apdm.image_layer.photos import Format
 
 BEAT = 0.25  # seconds between two looks at the progress
+ARRIVING = "Photos are still arriving. Wait until you see them, then protect all."
 BUSY = "These photos are being protected. Wait for the end, or cancel."
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 logger = get_logger(__name__)
@@ -109,12 +111,17 @@ class PhotosTab:
         """Return a function for Gradio that gives the photos of the page to a method, and shows a fault of it."""
 
         async def run(request: gr.Request, *values: Any) -> AsyncIterator[Update]:
+            session = self._session(request)
             try:
-                async for update in handler(self._session(request), *values):
+                async for update in handler(session, *values):
                     yield update
             except Exception as fault:  # the page says so, and goes on
-                logger.error("%s, while a page was served", type(fault).__name__, exc_info=True)
-                yield {self.told: parts.notes("bad", [FAULT.format(type(fault).__name__)])}
+                if not session.closed:
+                    logger.error("%s, while a page was served", type(fault).__name__, exc_info=True)
+                    yield {self.told: parts.notes("bad", [FAULT.format(type(fault).__name__)])}
+            finally:
+                if session.closed:
+                    session.close()  # deletes what has arrived since
 
         return run
 
@@ -129,17 +136,20 @@ class PhotosTab:
                 delete(path)
             yield {self.drop: None, self.told: parts.notes("bad", [BUSY])}
             return
-        faults = []
-        for path in arrived:
-            try:
-                with in_words_of_the_page(session):
-                    await asyncio.to_thread(session.add, path, kind)
-            except FileNotFoundError:  # another page was given the same file at the same moment
-                faults.append(f"{printable(path.name)} did not arrive; drop it again")
-            except UserError as error:
-                faults.append(f"Not taken: {error}")
-        yield {self.drop: None, **self._new_photos(session)}
-        async for update in self._look(session, faults):
+        version = session.version
+        with _changing(session):
+            yield {self.drop: None, self.go: gr.update(interactive=False)}
+            for path in arrived:
+                try:
+                    with in_words_of_the_page(session):
+                        await asyncio.to_thread(session.add, path, kind)
+                except FileNotFoundError:  # another page was given the same file at the same moment
+                    session.refused.append(f"{printable(path.name)} did not arrive; drop it again")
+                except UserError as error:
+                    session.refused.append(f"Not taken: {error}")
+        if session.version != version:
+            yield self._new_photos(session)
+        async for update in self._look(session):
             yield update
 
     async def take_out(self, session: Session, names: list[str]) -> AsyncIterator[Update]:
@@ -147,9 +157,10 @@ class PhotosTab:
         if session.protecting:
             yield {self.out: gr.update(value=[]), self.told: parts.notes("bad", [BUSY])}
             return
-        await asyncio.to_thread(session.remove, names)
+        with _changing(session):
+            await asyncio.to_thread(session.remove, names)
         yield self._new_photos(session)
-        async for update in self._look(session, []):
+        async for update in self._look(session):
             yield update
 
     async def take_all_out(self, session: Session) -> AsyncIterator[Update]:
@@ -157,10 +168,13 @@ class PhotosTab:
         async for update in self.take_out(session, session.names()):
             yield update
 
-    async def _look(self, session: Session, faults: list[str]) -> AsyncIterator[Update]:
-        """Look for faces, and show the photos. `faults` says why some were not taken."""
-        told = parts.notes("bad", faults)
+    async def _look(self, session: Session) -> AsyncIterator[Update]:
+        """Look for faces, and show the photos, and why some were not taken."""
+        if session.changing:
+            return  # whoever still changes the photos looks for their faces then
+        told = parts.notes("bad", session.refused)
         if not session.names():
+            session.refused = []
             yield {self.seen: told, **self._buttons(session, ready=False)}
             return
         version = session.version
@@ -169,11 +183,12 @@ class PhotosTab:
         while not job.ended.is_set():
             yield {self.seen: told + (self._progress(job) if job.state is State.WAITING else looks)}
             await asyncio.sleep(BEAT)
-        if session.version != version:
-            return  # there are other photos by now, and whoever brought them looks for their faces
+        if session.changing or session.version != version:
+            return  # whoever brings or brought other photos looks for their faces
         seen: Seen = job.result or Seen(photos=[], notes=[], fault=job.error)
+        refused, session.refused = session.refused, []
         yield {
-            self.seen: parts.photos(seen, session.token, session.version, faults),
+            self.seen: parts.photos(seen, session.token, session.version, refused),
             **self._buttons(session, ready=bool(seen.photos) and not seen.fault),
         }
 
@@ -181,20 +196,19 @@ class PhotosTab:
         """Protect the photos, tell how far it is, and show what was made."""
         if session.protecting:
             return
+        if session.changing:
+            yield {self.told: parts.notes("bad", [ARRIVING])}
+            return
         choice = _choice(*options)
-        session.protecting = True
-        try:
-            session.job = job = self._worker.submit(lambda watch: self._desk.protect(session, choice, watch))
-            yield {
-                self.go: gr.update(interactive=False),
-                self.stop: gr.update(interactive=True),
-                self.made: gr.update(visible=False),
-            }
-            while not job.ended.is_set():
-                yield {self.told: self._progress(job)}
-                await asyncio.sleep(BEAT)
-        finally:
-            session.protecting = False
+        session.job = job = self._worker.submit(lambda watch: self._desk.protect(session, choice, watch))
+        yield {
+            self.go: gr.update(interactive=False),
+            self.stop: gr.update(interactive=True),
+            self.made: gr.update(visible=False),
+        }
+        while not job.ended.is_set():
+            yield {self.told: self._progress(job)}
+            await asyncio.sleep(BEAT)
         if job.state is not State.DONE:
             yield {self.told: self._progress(job), **self._buttons(session, ready=True)}
             return
@@ -242,6 +256,16 @@ class PhotosTab:
             self.out: gr.update(choices=[(printable(name), name) for name in names], value=[], visible=len(names) > 1),
             self.clear: gr.update(visible=bool(names)),
         }
+
+
+@contextmanager
+def _changing(session: Session) -> Iterator[None]:
+    """Photos of a page are added or deleted meanwhile, so that nothing is protected."""
+    session.changing += 1
+    try:
+        yield
+    finally:
+        session.changing -= 1
 
 
 def _choice(strength: str, fine_tuning: float, zero_shot: float, method: str, faces: bool, kind: str) -> Choice:

@@ -115,7 +115,8 @@ class Desk:
             names = [printable(photo.path.name) for photo in photos]
             notes = [about.text(names) for about in job.describe_faces() if not about.is_plain]
             if animated := photo_notes(str(session.photos))["first frame"]:
-                notes.insert(0, f"only the first frame is read: {animated}")
+                names_alone = animated.replace(f"{session.photos.name}/", "")
+                notes.insert(0, f"only the first frame is read: {names_alone}")
         fault = ""
         if job.faces is not None:
             try:
@@ -181,15 +182,22 @@ def upright(session: Session, photo: Path) -> Path:
 def _copy(session: Session, photo: Path, suffix: str, side: int | None = None) -> Path:
     target = session.shown / f"{photo.name}{suffix}"
     if not target.exists():
+        version = session.version
         image: Image.Image = read_image(photo)
         if side is not None:
             image.thumbnail((side, side))
-        with session.lock, write_beside(target) as partial:
-            if suffix == ".png":
-                image.save(partial, format="PNG", compress_level=1)
-            else:
-                image.save(partial, format="JPEG", quality=85)
+        with session.lock:
+            session.require_open(version)  # another photo may have this name by now
+            with write_beside(target) as partial:
+                _save(image, partial, suffix)
     return target
+
+
+def _save(image: Image.Image, file: Path, suffix: str) -> None:
+    if suffix == ".png":
+        image.save(file, format="PNG", compress_level=1)
+    else:
+        image.save(file, format="JPEG", quality=85)
 
 
 def _seen(name: str, width: int, height: int, face: PersonsFace | None) -> SeenPhoto:

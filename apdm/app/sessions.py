@@ -70,16 +70,20 @@ class Session:
         token: the name under which its pictures are asked for; nobody else knows it.
         job: what is done with the photos, or was done last.
         figures: what was measured on the protected photos; None if they are not of the photos that are there now.
-        protecting: whether `job` protects the photos, so that they must stay as they are until it ends.
+        changing: how many requests add or delete photos at this moment. Nothing is protected meanwhile.
+        refused: why photos were not taken, until the page has shown it.
         version: another number after every change of the photos.
+        closed: whether the page is closed, so that nothing may be written for it any more.
     """
 
     folder: Path
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     job: Job | None = None
     figures: Perturbation | None = None
-    protecting: bool = False
+    changing: int = 0
+    refused: list[str] = field(default_factory=list)
     version: int = 0
+    closed: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -101,6 +105,11 @@ class Session:
         """The folder of copies for the browser."""
         return self.folder / "shown"
 
+    @property
+    def protecting(self) -> bool:
+        """Whether the photos are being protected, so that they must stay as they are."""
+        return self.job is not None and not self.job.ended.is_set()
+
     def names(self) -> list[str]:
         """The names of the photos, in the order in which they are protected."""
         return [path.name for path in list_folder(self.photos).photos]
@@ -117,14 +126,15 @@ class Session:
                 message is that of `apdm perturb`.
         """
         name = unicodedata.normalize("NFC", arrived.name).lstrip(".") or "photo"
-        place = self.folder / INCOMING / self.photos.name / name
-        delete(place.parent)
+        own = self.folder / INCOMING / secrets.token_hex(8)  # several files may arrive at the same time
+        place = own / self.photos.name / name
         place.parent.mkdir(parents=True)
         try:
             shutil.move(arrived, place)
             list_folder(place.parent).require_read()
             (found,) = check_photos(Subject("photos", [place]), kind)
             with self.lock:
+                self.require_open()
                 for other in self.names():
                     if stem(Path(other)).lower() == stem(place).lower():
                         both = f"{printable(other)} and {printable(name)}"
@@ -133,11 +143,12 @@ class Session:
                 shutil.move(place, self.photos / name)
             return PhotoFile(self.photos / name, found.height, found.width)
         finally:
-            delete(place.parent)
+            delete(own)
 
     def remove(self, names: list[str]) -> None:
         """Delete photos. Names that are not among them are passed over."""
         with self.lock:
+            self.require_open()
             self._changed()
             for name in set(names) & set(self.names()):
                 delete(self.photos / name)
@@ -146,6 +157,17 @@ class Session:
         """The photo of a number, as the browser asks for it; None if there is none."""
         found = list_folder(self.photos).photos if self.photos.is_dir() else []
         return found[number] if 0 <= number < len(found) else None
+
+    def require_open(self, version: int | None = None) -> None:
+        """Raise UserError if the page is closed, or its photos are no longer those of a version."""
+        if self.closed or version not in (None, self.version):
+            raise UserError("the photos were changed meanwhile")
+
+    def close(self) -> None:
+        """Delete all photos. Whatever still works on them writes nothing any more."""
+        with self.lock:
+            self.closed = True
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _changed(self) -> None:
         """Forget what was made of the photos as they were."""
@@ -189,13 +211,13 @@ class Sessions:
             session = self._open.pop(page, None)
         if session is None:
             return
-        if session.job is not None and not session.job.ended.is_set():
+        if session.job is not None and session.protecting:
             self._worker.cancel(session.job)
             threading.Thread(target=self._delete, args=[session, session.job], daemon=True).start()
-        shutil.rmtree(session.folder, ignore_errors=True)
+        session.close()
 
     @staticmethod
     def _delete(session: Session, job: Job) -> None:
         """Delete what a job that was cancelled has still written."""
         job.ended.wait()
-        shutil.rmtree(session.folder, ignore_errors=True)
+        session.close()
