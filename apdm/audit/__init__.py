@@ -13,14 +13,14 @@ results               the content of results.json
 checks, doubts        measured values against thresholds; what makes an audit unreliable
 verdict               the verdict: `judge_attacks`, then `judge`
 
-The package itself gives the results alone, so that reading them does not import diffusers.
-
 Other audits:
 
 one_model             attacks on one model alone, without a verdict: `apdm attack`
 photo_attacks         the audit of protected photos: `attack_and_judge_photos`
 photo_verdict         its verdict
 tables                a table of a paper, measured again: `apdm reproduce`
+
+This package itself exports the results alone. So reading results does not import diffusers.
 """
 
 import sys

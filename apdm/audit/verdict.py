@@ -110,7 +110,9 @@ def _state(rows: Sequence[AttackRow], checks: Sequence[Check], unreliable: Seque
 
 
 def worst_attack(attacks: Sequence[AttackOutcome]) -> AttackOutcome | None:
-    """The required attack with the lowest cost factor; None if none has any, as attacks that fail on the base.
+    """The required attack with the lowest cost factor; None if no required attack has one.
+
+    An attack that fails on the base has no cost factor.
 
     Some attacks stop on the hardened model after the nominal steps and have not yet reached the base's likeness. So
     their cost factor is only known to be at least 1. Such an attack is chosen only if there is no other attack.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -236,3 +237,9 @@ def attention_on_meta(
 def is_square(photos: list[Tensor]) -> bool:
     """Whether all photos `[3, H, W]` are as high as wide."""
     return all(photo.shape[1] == photo.shape[2] for photo in photos)
+
+
+def generator_of(seed: int, subject: str) -> torch.Generator:
+    """Return a generator on the CPU for one subject. Its numbers do not depend on the other subjects of the run."""
+    words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from apdm.image_layer.memory import PhotoMemory
 from apdm.image_layer.pgd import Progress
 from apdm.image_layer.photos import Photo, PhotoFile
 from apdm.image_layer.results import Perturbation, ProtectedPhoto
-from apdm.image_layer.task import ProtectionTask
+from apdm.image_layer.task import ProtectionTask, generator_of
 from apdm.image_layer.views import working_copy
 from apdm.image_layer.zero_shot import FaceModels
 from apdm.jobs.common.class_pictures import class_posterior
@@ -380,7 +379,7 @@ class PhotoJob:
             class_prompt_embeds=prompts[1:],
             prior=prior,
             resolution=self.resolution,
-            generator=_generator(self.seed, subject),
+            generator=generator_of(self.seed, subject),
             transform=self.transform,
             faces=None if self.faces is None else [each.chosen for each in self.look_for_faces(subject)],
             callback=progress,
@@ -398,9 +397,3 @@ class PhotoJob:
                 saved = self.saved.read(images, subject, photo, original)
                 found.append(measure_photo(original, saved, self.faces, faces[number], subject=subject, number=number))
         return found
-
-
-def _generator(seed: int, subject: str) -> torch.Generator:
-    """Return a generator for one subject. Its numbers do not depend on the other subjects of the run."""
-    words = np.random.SeedSequence([seed, *subject.encode()]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
