@@ -38,6 +38,7 @@ from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
 from apdm.core.pictures import to_signed, to_unit
+from apdm.core.signals import interruption_in
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Posterior
@@ -245,6 +246,8 @@ class PhotoAudit:
                 shown = [self.plan.class_prompt] * len(images)
                 judged["quality"] |= editing_quality(self.plan.judges, images, photos, asked, shown)
         except Exception as problem:  # a failed attack must not stop the other attacks
+            if interruption_in(problem):
+                raise
             error = f"{type(problem).__name__}: {one_line(problem)}"
             images = None
         row = PhotoAttackRow(

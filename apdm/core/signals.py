@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ KEPT_AND_RESUMED = f"what is done so far is kept; {RESUME_ADVICE}"
 AGAIN = "then run the same command again"
 # What users are told by a command that runs whole jobs, such as `apdm reproduce`, in place of what each job would say.
 _OF_THE_COMMAND: ContextVar[str | None] = ContextVar("_OF_THE_COMMAND", default=None)
+# What the caller of the block was handling when it began, such as the stop of an earlier job.
+_HANDLED: ContextVar[BaseException | None] = ContextVar("_HANDLED", default=None)
 NOTHING_KEPT = "before anything was finished that could be gone on with; the same command starts again"
 
 # Ctrl-C and kill; a closed terminal; what Slurm, SGE and LSF send before the time limit; the soft limit of CPU time.
@@ -42,8 +45,9 @@ class Stop:
     """A signal handler that remembers whether somebody asked this process to stop.
 
     By default a signal raises `Interrupted` at once. Inside `postponed()` it only sets `asked`. The job then reads
-    `asked` at a moment when it can stop. A Ctrl-C after an earlier signal always raises KeyboardInterrupt; other
-    further signals are ignored, so that they do not disturb the cleaning up.
+    `asked` at a moment when it can stop. A Ctrl-C after an earlier signal always raises KeyboardInterrupt. Other
+    further signals are ignored while the job stops, so that they do not disturb the cleaning up. If a library has lost
+    the exception of the first one, and the job works on, the next one raises it again.
 
     Attributes:
         asked: whether a signal has arrived.
@@ -56,13 +60,14 @@ class Stop:
         self._postponed = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if interruption_in(sys.exception()):
             return
-        self.asked, self.number = True, number
+        self.number = self.number or number
+        self.asked = True
         if not self._postponed:
-            raise Interrupted(number=number)
+            raise Interrupted(number=self.number)
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
@@ -103,6 +108,7 @@ def stop_on_signals(
     if of_the_command is not None and kept is not None:
         advice, kept = of_the_command, lambda: True
     inner = _OF_THE_COMMAND.set(advice) if runs_jobs else None
+    outside = _HANDLED.set(sys.exception())
     stop = Stop()
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -110,30 +116,49 @@ def stop_on_signals(
         before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if _may_handle(number)}
     try:
         yield stop
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        ending = interruption if isinstance(interruption, Interrupted) else Interrupted()
-        ending.number = ending.number or stop.number
-        if kept is not None:
-            ending.resumable = kept()
-        other_advice = runs_jobs and advice not in str(ending)  # of a job, and the command is continued in another way
-        if kept is not None and (not str(ending) or other_advice):
-            ending.args = (advice if ending.resumable else NOTHING_KEPT,)
-            ending.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
-        raise ending from None
-    except Exception as error:
-        if kept is None or (number := error_number(error)) not in MENDS:
-            raise
-        where = getattr(error, "filename", None) or "a file"
-        fault = error if isinstance(error, CannotWrite) else CannotWrite.about(where, number)
-        if not fault.says_how_to_go_on:
-            fault.args = (f"{fault}; {advice if kept() else AGAIN}",)
-            fault.says_how_to_go_on = True
-        raise fault from None
+    except BaseException as error:
+        if interruption := interruption_in(error):
+            raise _ending(interruption, stop, advice, kept, runs_jobs=runs_jobs) from None
+        if kept is not None and isinstance(error, Exception) and (number := error_number(error)) in MENDS:
+            raise _full_disk(error, number, advice if kept() else AGAIN) from None
+        raise
     finally:
         if inner is not None:
             _OF_THE_COMMAND.reset(inner)
+        _HANDLED.reset(outside)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ending(
+    interruption: Interrupted | KeyboardInterrupt,
+    stop: Stop,
+    advice: str,
+    kept: Callable[[], bool] | None,
+    *,
+    runs_jobs: bool,
+) -> Interrupted:
+    """Return the exception that ends a block of `stop_on_signals`, whose arguments these are."""
+    ending = interruption if isinstance(interruption, Interrupted) else Interrupted()
+    ending.number = ending.number or stop.number
+    if kept is None:
+        return ending
+    ending.resumable = kept()
+    other_advice = runs_jobs and advice not in str(ending)  # of a job, and the command is continued in another way
+    if not str(ending) or other_advice:
+        ending.args = (advice if ending.resumable else NOTHING_KEPT,)
+        ending.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
+    return ending
+
+
+def _full_disk(error: Exception, number: int, advice: str) -> CannotWrite:
+    """Return the exception that says which file the disk did not take, and how the job is continued."""
+    where = getattr(error, "filename", None) or "a file"
+    fault = error if isinstance(error, CannotWrite) else CannotWrite.about(where, number)
+    if not fault.says_how_to_go_on:
+        fault.args = (f"{fault}; {advice}",)
+        fault.says_how_to_go_on = True
+    return fault
 
 
 @contextmanager
@@ -147,6 +172,23 @@ def ctrl_c_kills() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interruption_in(error: BaseException | None) -> Interrupted | KeyboardInterrupt | None:
+    """Return the exception of a stop that an error comes from; None if the error has another cause.
+
+    A signal can arrive at any place in a library. The library's clean-up may then fail, for example because it releases
+    a lock that it had not taken yet. Python raises this failure in place of `Interrupted`, which stays its context.
+
+    Args:
+        error: an exception that was raised in a block of `stop_on_signals`, or None.
+    """
+    outside = _HANDLED.get()
+    while error is not None and error is not outside:
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            return error
+        error = error.__context__
+    return None
 
 
 def _may_handle(number: int) -> bool:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from apdm.core.errors import Interrupted, JobEnded, OtherProcessCrashed
+from apdm.core.signals import interruption_in
 
 Result = TypeVar("Result")
 NO_TIMEOUT = datetime.timedelta(days=30)
@@ -158,10 +159,11 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, BaseException |
 
 
 def _portable(error: BaseException | None) -> JobEnded | None:
+    if interruption := interruption_in(error):
+        return interruption if isinstance(interruption, Interrupted) else Interrupted()
     if error is None or isinstance(error, JobEnded):
         return error
-    kind = Interrupted if isinstance(error, KeyboardInterrupt) else OtherProcessCrashed
-    return kind(f"{type(error).__name__}: {error}")
+    return OtherProcessCrashed(f"{type(error).__name__}: {error}")
 
 
 def _mark_as_reported(error: JobEnded) -> JobEnded:

@@ -15,6 +15,7 @@ from apdm.audit.results.common import ModelFile
 from apdm.audit.results.store import CellStore
 from apdm.core import disk
 from apdm.core.disk import CannotWrite, picture_size
+from apdm.core.errors import Interrupted
 
 SHORT = replace(
     CONFIG,
@@ -117,6 +118,33 @@ def test_an_attack_that_runs_out_of_memory_is_a_failed_row_and_is_tried_again_wh
     assert [row["status"] for row in again["attacks"]] == ["ok"] * 4
     # What was finished is not done again: even its times are the same.
     assert [row["seconds"] for row in again["attacks"][2:]] == [row["seconds"] for row in results["attacks"][2:]]
+
+
+STOPPED = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from real_signals import stopped_in_a_library
+
+from apdm.attacks.dreambooth import DreamBooth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(DreamBooth):
+    name: ClassVar[str] = "stopped"
+
+    def begin(self, model, material):
+        stopped_in_a_library()
+"""
+
+
+def test_an_attack_that_a_signal_stops_is_not_a_failed_row(run_audit, tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    store = CellStore(tmp_path / "cells")
+    entries = [Entry(spec=f"{tmp_path}/stopped.py:Stopped:max_train_steps=2")]
+    with pytest.raises(Interrupted, match="^0 of 2 cells are finished"):
+        run_audit(SHORT, entries=entries, others=[], store=store)
+    assert processes(store, "spec", status="failed") == {}
 
 
 def test_a_changed_file_of_the_users_own_attack_is_run_anew(run_audit, tmp_path):

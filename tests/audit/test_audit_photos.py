@@ -7,35 +7,31 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from attacked_photos import FACES, PHOTOS, attack_photos
 from html_page import Page
 from portrait_run import harden
+from real_signals import stopped_in_a_library
 from stored_cells import processes
 from tiny_results import picture
 
-from apdm.attacks.faceid import FaceIDAdapter
-from apdm.audit.inputs.people import AuditSubjects, Person
+from apdm.audit import photo_attacks
 from apdm.audit.inputs.photo_attack_specs import PhotoAttackSpecs
-from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.protected_photos import PhotoPair, load_protected_photos
-from apdm.audit.photo_attacks import PhotoAudit, PhotoCell
+from apdm.audit.photo_attacks import PhotoCell
 from apdm.audit.results.file import read_results
-from apdm.audit.results.photos import PhotoAttackRow
 from apdm.audit.results.store import CellStore
 from apdm.cli import main
 from apdm.config import AuditConfig, HardenConfig, load_config
-from apdm.core.errors import UserError
+from apdm.core.errors import Interrupted, UserError
+from apdm.core.signals import stop_on_signals
 from apdm.export.leaks import scan_for_leaks
 from apdm.export.manifest import verify_manifest
-from apdm.faces import FaceChoice, FaceNetworks, load_encoder, load_encoders, load_face_score
-from apdm.faces.portrait import PortraitFeatures
-from apdm.families import Family, load_family
+from apdm.families import Family
 from apdm.jobs.hardening.final_audit import load_audit_inputs
-from apdm.metrics.judges import Judges
 from apdm.portraits import ADAPTER, PIPELINE
 from apdm.portraits.subjects import write_subjects
 from apdm.report.audit_page import write_report
@@ -109,37 +105,6 @@ def test_the_photos_themselves_are_shown_only_where_that_is_allowed(output: Path
     page = Page(tmp_path / "report.html")
     assert "DreamBooth, clean" in page.text("photos") and "Difference" not in page.text("photos")
     assert not any(name.startswith("original") for name in page.values("alt"))
-
-
-PHOTOS = torch.zeros(2, 3, 64, 64)
-FACES = FaceNetworks(FaceChoice())
-PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of a person"}
-
-
-def attack_photos(
-    attack_path: Path,
-    settings: dict[str, Any] | None = None,
-    store: CellStore | None = None,
-    protected: torch.Tensor = PHOTOS,
-    clip: Any = None,
-) -> tuple[list[PhotoAttackRow], dict[str, torch.Tensor]]:
-    """Attack the bundled pipeline, as short as can be, with grey photos of one person."""
-    family = load_family(PIPELINE)
-    judges = Judges(load_encoders(["portrait-a"]), load_face_score("portrait-face"), PortraitFeatures(), clip=clip)
-    with torch.no_grad():
-        prior = family.posterior(PHOTOS)
-    options = AuditConfig(max_train_steps=1, num_images=1, num_inference_steps=2, **(settings or {}))
-    adapter = FaceIDAdapter(path=attack_path, encoder=load_encoder("portrait-a"))
-    specs = replace(PhotoAttackSpecs.load(options, FACES, **PROMPTS, allow_pickle=False), adapter=adapter)
-    subjects = AuditSubjects([Person("s01", PHOTOS, PHOTOS)], [])
-    plan = AuditPlan(options=options, **PROMPTS, models={"base": family}, subjects=subjects, judges=judges)
-    audit = PhotoAudit(plan, prior, specs, {"s01": PhotoPair(PHOTOS, protected)})
-    with TemporaryDirectory() as folder:
-        store = store or CellStore(Path(folder))
-        audit.tidy(store)
-        done = audit.run(store)
-        assert done is not None
-        return done[0], dict(done[1])
 
 
 def test_protected_photos_are_attacked_after_each_purifier_too_and_rows_are_kept(tmp_path: Path):
@@ -390,6 +355,14 @@ def test_an_audit_that_cannot_pass_is_said_before_the_hardening(people: Path, ca
     (message,) = caplog.messages
     assert message.startswith("audit.max_train_steps = 1400 is 2 times the nominal attack's 700 steps")
     assert 'so the verdict can hardly be "protected"' in message  # it is measured before the nominal step too
+
+
+def test_an_attack_that_a_signal_stops_is_not_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(photo_attacks, "check_finite", lambda images: stopped_in_a_library())
+    store = CellStore(tmp_path / "cells")
+    with pytest.raises(Interrupted), stop_on_signals():
+        attack_photos(tmp_path / "gone.safetensors", store=store)
+    assert processes(store, "attack", status="failed") == {}
 
 
 def test_an_attack_that_fails_is_a_row_that_says_so_and_the_others_go_on(tmp_path: Path):

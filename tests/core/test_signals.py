@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from real_signals import stopped_in_a_library
 
-from apdm.core.errors import Interrupted
+from apdm.core.errors import Interrupted, UserError
 from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE, STOP_SIGNALS, resume_advice, stop_on_signals
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +62,39 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
     with pytest.raises(Interrupted) as ending:
         job()
     assert cleaned and ending.value.number == signal.SIGTERM
+
+
+def take_for_a_damaged_file() -> None:
+    """As a check of an input does where the loading of a file fails because of a signal."""
+    try:
+        stopped_in_a_library()
+    except Exception as error:
+        raise UserError("the file is damaged") from error
+
+
+@pytest.mark.parametrize("library", [stopped_in_a_library, take_for_a_damaged_file])
+def test_an_error_of_a_library_that_was_interrupted_counts_as_the_stop(library: Callable[[], None]) -> None:
+    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+        library()
+    assert (ending.value.number, ending.value.resumable) == (signal.SIGTERM, True)
+
+
+def test_an_error_of_a_job_that_begins_after_a_stop_is_raised_as_it_is() -> None:
+    with pytest.raises(ValueError, match="a fault"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            with stop_on_signals("go on", kept=lambda: True):
+                raise ValueError("a fault") from None
+
+
+def test_a_signal_is_heard_again_where_a_library_has_lost_the_first_one() -> None:
+    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the second one was not heard")
+    assert ending.value.number == signal.SIGUSR1
 
 
 def test_a_second_ctrl_c_ends_what_the_first_one_postponed() -> None:

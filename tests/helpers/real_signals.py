@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -34,3 +35,16 @@ def signal_when(path: Path, number: int) -> Iterator[None]:
     yield
     thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+def stopped_in_a_library() -> None:
+    """Send this process a signal in a library whose clean-up then fails.
+
+    tqdm does so where a signal arrives just before it takes its lock.
+    """
+    lock = threading.RLock()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        lock.acquire()
+    finally:
+        lock.release()

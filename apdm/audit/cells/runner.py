@@ -34,6 +34,7 @@ from apdm.audit.results.models import AttackRow, CurvePoint
 from apdm.core.devices import free_memory
 from apdm.core.errors import one_line
 from apdm.core.pictures import to_signed
+from apdm.core.signals import interruption_in
 from apdm.families import Family, Posterior
 from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Features
@@ -117,6 +118,8 @@ class CellRunner:
                     callback=progress,
                 )
         except Exception as problem:  # a failed attack must not stop the other cells
+            if interruption_in(problem):
+                raise
             error = f"{type(problem).__name__}: {one_line(problem)}"
             measured = CellMeasurements(curve=measured.curve)
         if error is not None:  # so that the next cell does not run out of memory too; the traceback is gone by now
