@@ -38,7 +38,7 @@ from apdm.config.prompts import without_identifier
 from apdm.core.disk import picture_size
 from apdm.core.errors import one_line
 from apdm.core.pictures import to_signed, to_unit
-from apdm.core.signals import interruption_in
+from apdm.core.signals import check_for_stop, interruption_in
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import SINGLE_PROCESS, ProcessGroup
 from apdm.families import Posterior
@@ -117,6 +117,7 @@ class PhotoAudit:
             for key, cell in cells.items():
                 if store.claim(key):
                     row, images = self._row(cell, references[cell.person])
+                    check_for_stop()
                     store.save(key, to_json(row), {} if images is None else {DRAWN: images})
                 bar.update(sum(key in store for key in cells) - bar.n)
             processes.wait()

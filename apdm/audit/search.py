@@ -31,7 +31,7 @@ from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.search import Search, SearchCost, SearchResults, SearchTrial, TrialPoint
 from apdm.audit.results.store import CellStore, tensor_hash
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import stop_on_signals
+from apdm.core.signals import check_for_stop, stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.identity import face_rate
@@ -138,11 +138,10 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
 
 def _run_share(searchers: Sequence[Searcher], runner: CellRunner, store: CellStore) -> None:
     total = sum(one.options.trials for one in searchers)
-    with progress_bar(total=total, desc="search", unit="trial") as bar, stop_on_signals() as stop:
+    with progress_bar(total=total, desc="search", unit="trial") as bar, stop_on_signals():
 
         def after_step(step: int, loss: Any) -> None:
-            if stop.asked:  # code in between may have caught the exception of the signal
-                raise KeyboardInterrupt
+            check_for_stop()
 
         def settle(cell: Cell) -> AttackRow:
             bar.set_description(f"search {cell.model}/{cell.person.id}")

@@ -47,7 +47,7 @@ class Stop:
     By default a signal raises `Interrupted` at once. Inside `postponed()` it only sets `asked`. The job then reads
     `asked` at a moment when it can stop. A Ctrl-C after an earlier signal always raises KeyboardInterrupt. Other
     further signals are ignored while the job stops, so that they do not disturb the cleaning up. If a library has lost
-    the exception of the first one, and the job works on, the next one raises it again.
+    the exception of the first one, and the job works on, the next one raises it again, and so does `check`.
 
     Attributes:
         asked: whether a signal has arrived.
@@ -66,7 +66,11 @@ class Stop:
             return
         self.number = self.number or number
         self.asked = True
-        if not self._postponed:
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has arrived, unless stopping is postponed."""
+        if self.asked and not self._postponed:
             raise Interrupted(number=self.number)
 
     @contextmanager
@@ -77,6 +81,9 @@ class Stop:
             yield
         finally:
             self._postponed = False
+
+
+_STOP: ContextVar[Stop | None] = ContextVar("_STOP", default=None)  # of the innermost block
 
 
 @contextmanager
@@ -110,6 +117,7 @@ def stop_on_signals(
     inner = _OF_THE_COMMAND.set(advice) if runs_jobs else None
     outside = _HANDLED.set(sys.exception())
     stop = Stop()
+    around = _STOP.set(stop)
     before = {}
     if threading.current_thread() is threading.main_thread():
         stop_with_launcher()
@@ -126,6 +134,7 @@ def stop_on_signals(
         if inner is not None:
             _OF_THE_COMMAND.reset(inner)
         _HANDLED.reset(outside)
+        _STOP.reset(around)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -159,6 +168,15 @@ def _full_disk(error: Exception, number: int, advice: str) -> CannotWrite:
         fault.args = (f"{fault}; {advice}",)
         fault.says_how_to_go_on = True
     return fault
+
+
+def check_for_stop() -> None:
+    """Raise Interrupted if a signal has arrived and code in between has caught the exception that it raised.
+
+    Long work calls this after each step. Python itself drops an exception that is raised while a generator is closed.
+    """
+    if (stop := _STOP.get()) is not None:
+        stop.check()
 
 
 @contextmanager

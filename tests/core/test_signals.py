@@ -15,7 +15,7 @@ import pytest
 from real_signals import stopped_in_a_library
 
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE, STOP_SIGNALS, resume_advice, stop_on_signals
+from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE, STOP_SIGNALS, check_for_stop, resume_advice, stop_on_signals
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +95,19 @@ def test_a_signal_is_heard_again_where_a_library_has_lost_the_first_one() -> Non
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the second one was not heard")
     assert ending.value.number == signal.SIGUSR1
+
+
+def test_long_work_finds_a_stop_that_a_library_has_lost() -> None:
+    check_for_stop()
+    with pytest.raises(Interrupted, match="^go on$"), stop_on_signals("go on", kept=lambda: True) as stop:
+        check_for_stop()
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.postponed():
+            check_for_stop()
+        check_for_stop()
+        pytest.fail("it was not found")
+    check_for_stop()
 
 
 def test_a_second_ctrl_c_ends_what_the_first_one_postponed() -> None:

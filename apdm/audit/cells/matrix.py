@@ -18,7 +18,7 @@ from apdm.audit.results.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.store import CellStore, KeptPictures, tensor_hash
 from apdm.core.errors import Interrupted
-from apdm.core.signals import Stop, stop_on_signals
+from apdm.core.signals import check_for_stop, stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 
@@ -79,8 +79,8 @@ class Matrix:
         ordered = sorted(self.cells, key=lambda cell: -cell.steps)  # the sort is stable: every process has this order
         bar = progress_bar(total=sum(cell.steps for cell in self.cells), desc="attack", unit="step")
         try:
-            with bar, stop_on_signals() as stop:
-                self._work(ordered, runner, store, bar, stop)
+            with bar, stop_on_signals():
+                self._work(ordered, runner, store, bar)
                 if not processes.is_main:
                     return None
                 while any(cell.key not in store for cell in self.cells):  # the other processes are still at work
@@ -96,11 +96,10 @@ class Matrix:
             ) from None
         return self._collect(store)
 
-    def _work(self, cells: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any], stop: Stop) -> None:
+    def _work(self, cells: Sequence[Cell], runner: CellRunner, store: CellStore, bar: tqdm[Any]) -> None:
         def after_step(step: int, loss: Any) -> None:
             bar.update()
-            if stop.asked:  # code in between may have caught the exception of the signal
-                raise KeyboardInterrupt
+            check_for_stop()
 
         for cell in cells:
             self._show(bar, store)

@@ -76,8 +76,8 @@ class CellRunner:
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
 
-        An error of the attack is not raised, so that the other cells still run. A KeyboardInterrupt, which `progress`
-        may raise, ends the cell.
+        An error of the attack is not raised, so that the other cells still run. An Interrupted, which `progress` may
+        raise, ends the cell.
 
         Args:
             progress: called after every attack step with the number of steps done and the last step's loss.

@@ -20,6 +20,7 @@ from apdm.core.errors import Faults, UserError, each
 from apdm.core.files import model_hash, sha256_file, write_json
 from apdm.core.logging import get_logger
 from apdm.core.memory import peak_memory
+from apdm.core.signals import check_for_stop
 from apdm.core.terminal import progress_bar
 from apdm.core.versions import package_versions
 from apdm.data.photo_sets import Chosen
@@ -321,12 +322,7 @@ class PhotoJob:
         ]
 
     def _protect_subjects(
-        self,
-        subjects: Sequence[str],
-        family: Family,
-        prior: Posterior | None,
-        images: Path,
-        watch: Watch,
+        self, subjects: Sequence[str], family: Family, prior: Posterior | None, images: Path, watch: Watch
     ) -> None:
         """Write the protected photos of some subjects."""
         for subject in subjects:  # before the encoders, which look too, leave the CPU
@@ -342,6 +338,7 @@ class PhotoJob:
                 nonlocal done
                 done += 1
                 bar.update()
+                check_for_stop()
                 watch(done, steps * len(subjects))
 
             for count, subject in enumerate(subjects, 1):
