@@ -64,6 +64,7 @@ def test_an_unknown_command_exits_with_2_and_names_the_nearest(capsys):
             "apdm: interrupted: at step 5; resume with --x\n",
         ),
         (Interrupted("too early", number=signal.SIGHUP), 129, "apdm: interrupted: too early\n"),
+        (Interrupted(number=signal.SIGTERM), 143, "apdm: interrupted\n"),
         (KeyboardInterrupt(), 130, "apdm: interrupted\n"),
     ],
 )

@@ -96,9 +96,7 @@ def judge_photos(
     unreliable = [f"{one.spec}: {flag}" if prefixed else flag for one in outcomes for flag in one.unreliable]
     known = among_strangers(strangers, strangers_matched, thresholds.max_match_rate)
     unreliable += unmeasured(checks) + known + too_few_strangers(strangers)
-    counts = f"{len(unreliable)} count{'s' * (len(unreliable) > 1)}"
-    doubt = f"The audit is unreliable on {counts}, so no protection is claimed." if unreliable else ""
-    return conclude(without_chance(checks, known), unreliable, doubt=doubt, notes=_notes(outcomes, repeats, strangers))
+    return conclude(without_chance(checks, known), unreliable, notes=_notes(outcomes, repeats, strangers))
 
 
 def _notes(outcomes: Sequence[PhotoOutcome], repeats: int, strangers: Mapping[str, StrangersLikeness]) -> list[str]:

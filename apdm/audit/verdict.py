@@ -151,21 +151,20 @@ def judge(measured: Measurements, attacks: Sequence[AttackOutcome], thresholds: 
     checks, unreliable = without_chance(checks, known), unreliable + known
     unreliable += too_few_strangers(measured.strangers) + few_class_pictures(measured.utility.num_images)
     unreliable += lacking_judges(measured.judges) + doubtful_thresholds(measured.judges)
-    why = f"{len(unreliable)} reasons, the first is: " if len(unreliable) > 1 else ""
-    doubt = f"The audit is unreliable, so no protection is claimed: {why}{unreliable[0]}." if unreliable else ""
-    return conclude(checks, unreliable, doubt=doubt, notes=_notes(measured, attacks, thresholds))
+    return conclude(checks, unreliable, notes=_notes(measured, attacks, thresholds))
 
 
-def conclude(checks: list[Check], unreliable: list[str], *, doubt: str, notes: list[str]) -> Verdict:
+def conclude(checks: list[Check], unreliable: list[str], *, notes: list[str]) -> Verdict:
     """The verdict. Protection is claimed only if no check failed and nothing makes the audit unreliable.
 
     Args:
         unreliable: reasons why no protection can be claimed, one clause each.
-        doubt: the sentence that says so; empty if there are no such reasons.
         notes: see `Verdict`.
     """
     failed = [check.detail for check in checks if check.passed is False]
     passed = [check.detail for check in checks if check.passed]
+    why = f"{len(unreliable)} reasons, the first is: " if len(unreliable) > 1 else ""
+    doubt = f"The audit is unreliable, so no protection is claimed: {why}{unreliable[0]}." if unreliable else ""
     return Verdict(
         protected=not failed and not unreliable,
         reasons=[*failed, doubt] if doubt else failed or passed,

@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.error("interrupted")
             return STOPPED + signal.SIGINT
         except Interrupted as stop:
-            if not stop.reported_by_other_process:
+            if not str(stop):  # the signal came before the job could say what is kept
+                logger.error("interrupted")
+            elif not stop.reported_by_other_process:
                 logger.error("interrupted: %s", stop, extra=EVERY_PROCESS)
             return INTERRUPTED if stop.resumable else STOPPED + (stop.number or signal.SIGTERM)
         except OtherProcessCrashed as crash:

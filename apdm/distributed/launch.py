@@ -20,7 +20,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from apdm.core.errors import Interrupted, UserError, first_line
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
-from apdm.core.signals import ctrl_c_kills, resume_advice
+from apdm.core.signals import NOTHING_KEPT, ctrl_c_kills, resume_advice
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
@@ -300,8 +300,11 @@ def make_autocast(mixed_precision: Precision, accelerator: Accelerator) -> Calla
 
 
 @contextmanager
-def report_lost_processes(processes: ProcessGroup) -> Iterator[None]:
+def report_lost_processes(processes: ProcessGroup, *, kept: Callable[[], bool]) -> Iterator[None]:
     """Replace torch's error about a lost connection by one line that says that another process of the run has ended.
+
+    Args:
+        kept: whether there is work to go on from. It is called after the loss.
 
     Raises:
         Interrupted: torch lost the connection to another process inside the block.
@@ -312,7 +315,7 @@ def report_lost_processes(processes: ProcessGroup) -> Iterator[None]:
         words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
         if processes.size == 1 or not any(word in str(error).lower() for word in words):
             raise
-        said = first_line(error)
+        advice = f"; {resume_advice()}" if kept() else f" {NOTHING_KEPT}"
         raise Interrupted(
-            f"process {processes.index}: another process of this run has ended; {resume_advice()} ({said})"
+            f"process {processes.index}: another process of this run has ended{advice} ({first_line(error)})"
         ) from None

@@ -85,7 +85,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         """Whether there is a checkpoint to go on from: of this run, or of the one that it continues."""
         return bool((claimed or config.resume_from_checkpoint) and checkpoints.find_all(output))
 
-    with stop_on_signals(kept=kept) as stop, report_lost_processes(processes), ExitStack() as held:
+    with stop_on_signals(kept=kept) as stop, report_lost_processes(processes, kept=kept), ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         processes.on_main(lambda: reserve_repository(config))
         stages = held.enter_context(harden_stages(config))

@@ -140,11 +140,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     if options.stage is None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a stage is ended too
         return run(options)
     run_stage(options.stage, options.output, tiny=options.tiny)
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a stage is ended too
     sys.exit(main())

@@ -179,8 +179,9 @@ def test_a_doubt_forbids_the_claim_and_is_told(
     verdict = verdict_on(*outcomes, **facts)
     assert not verdict.protected and len(verdict.unreliable) == len(doubts)
     assert all(flag.startswith(doubt) for flag, doubt in zip(verdict.unreliable, doubts, strict=True))
-    counts = "1 count," if len(doubts) == 1 else f"{len(doubts)} counts,"
-    assert f"unreliable on {counts}" in verdict.reasons[-1]
+    number = f"{len(doubts)} reasons, the first is: " if len(doubts) > 1 else ""
+    said = f"The audit is unreliable, so no protection is claimed: {number}{verdict.unreliable[0]}."
+    assert verdict.reasons[-1] == said
 
 
 def test_likeness_above_that_of_strangers_is_not_measured_if_the_person_is_among_them():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from apdm.core.errors import UserError
 from apdm.data.class_images import ensure_class_images
@@ -183,6 +184,11 @@ def test_a_models_configuration_is_the_same_wherever_the_model_lies_and_another_
         place.write_text(json.dumps(json.loads(place.read_text()) | change))
         same = configuration_hash(load_family(place.parents[1])) == here
         assert same == ("_diffusers_version" in change), change
+    place = shutil.copytree(tiny_pipeline, tmp_path / "other words") / "tokenizer"
+    other = CLIPTokenizer.from_pretrained(place)
+    other.add_tokens(["sks"])
+    other.save_pretrained(place)
+    assert configuration_hash(load_family(place.parent)) != here
 
 
 def test_a_recipe_of_an_older_version_or_a_damaged_one_is_not_trusted(tiny_pipeline, tmp_path):

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from apdm.config import L2PConfig, MemoryConfig, PoolConfig
 from apdm.core.errors import Interrupted, UserError
+from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.launch import EngineKind, check_processes, engine_kind, make_accelerator, report_lost_processes
 from apdm.distributed.processes import ProcessGroup
@@ -366,11 +367,18 @@ def test_an_operator_that_cannot_be_built_is_told_with_its_cause(said: str, caus
         ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-abc (size 9637888)", False),
     ],
 )
-def test_only_a_broken_connection_means_that_another_process_has_ended(said: str, gone: bool) -> None:
+@pytest.mark.parametrize(("kept", "advice"), [(True, RESUME_ADVICE), (False, NOTHING_KEPT)])
+def test_only_a_broken_connection_means_that_another_process_has_ended(
+    said: str, gone: bool, kept: bool, advice: str
+) -> None:
     processes = ProcessGroup()
     processes.index, processes.size = 0, 2
-    with pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)), report_lost_processes(processes):
+    with (
+        pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)) as ending,
+        report_lost_processes(processes, kept=lambda: kept),
+    ):
         raise RuntimeError(said)
+    assert (advice in str(ending.value)) == gone
 
 
 def test_bad_input_is_told_once_by_all_processes_together(people: Path, tmp_path: Path) -> None:

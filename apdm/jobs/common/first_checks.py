@@ -103,7 +103,9 @@ def check_given(config: Any) -> None:
                 check_made_by(config)
                 check_output_dir(config.output_dir, overwrite=_may_replace(config))
         elif not (Path(config.output_dir) / MANIFEST).is_file():
-            raise UserError(f"{config.output_dir} has no {MANIFEST}; name the output folder of a run")
+            unfinished = (Path(config.output_dir) / MARKER).exists()
+            mend = "its run is not finished: go on with it first" if unfinished else "name the output folder of a run"
+            raise UserError(f"{config.output_dir} has no {MANIFEST}; {mend}")
 
 
 def _is_used(option: Option, config: Any) -> bool:

@@ -77,7 +77,8 @@ MISTAKES = [
     (["audit", "--attacks", "dreamboth"], 'did you mean "dreambooth"?'),
     (["audit", "--protected_photos", "{here}", "--photo_attacks", "img2imgg"], "img2imgg"),
     (["audit", "--hardened", "absent"], "absent: no such folder"),
-    (["verify", "absent"], "absent has no manifest.json"),
+    (["verify", "absent"], "absent has no manifest.json; name the output folder of a run"),
+    (["verify", "begun"], "begun has no manifest.json; its run is not finished: go on with it first"),
     (["verify", "--subjects", "absent"], "subjects"),
 ]
 if find_spec("wandb") is None:
