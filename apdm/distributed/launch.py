@@ -20,7 +20,14 @@ from transformers.integrations import unset_hf_deepspeed_config
 from apdm.core.errors import Interrupted, UserError, first_line
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
-from apdm.core.signals import NOTHING_KEPT, ctrl_c_kills, resume_advice
+from apdm.core.signals import (
+    KEPT_AND_RESUMED,
+    NOTHING_KEPT,
+    Stop,
+    command_advice,
+    ctrl_c_kills,
+    stop_on_signals,
+)
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
@@ -300,22 +307,35 @@ def make_autocast(mixed_precision: Precision, accelerator: Accelerator) -> Calla
 
 
 @contextmanager
-def report_lost_processes(processes: ProcessGroup, *, kept: Callable[[], bool]) -> Iterator[None]:
-    """Replace torch's error about a lost connection by one line that says that another process of the run has ended.
-
-    Args:
-        kept: whether there is work to go on from. It is called after the loss.
+def stop_on_signals_or_loss(
+    processes: ProcessGroup,
+    advice: str = KEPT_AND_RESUMED,
+    *,
+    kept: Callable[[], bool],
+    runs_jobs: bool = False,
+) -> Iterator[Stop]:
+    """As `stop_on_signals`. The job also stops if another process of the run has ended, which the system may kill.
 
     Raises:
-        Interrupted: torch lost the connection to another process inside the block.
+        Interrupted: the block was interrupted, or torch lost the connection to another process.
     """
+    with (
+        stop_on_signals(advice, kept=kept, runs_jobs=runs_jobs) as stop,
+        _lost_processes_reported(processes, advice, kept),
+    ):
+        yield stop
+
+
+@contextmanager
+def _lost_processes_reported(processes: ProcessGroup, advice: str, kept: Callable[[], bool]) -> Iterator[None]:
+    """Replace torch's error about a lost connection by one line that says that another process of the run has ended."""
     try:
         yield
     except RuntimeError as error:
         words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
         if processes.size == 1 or not any(word in str(error).lower() for word in words):
             raise
-        advice = f"; {resume_advice()}" if kept() else f" {NOTHING_KEPT}"
+        further = f"; {command_advice() or advice}" if kept() else f" {NOTHING_KEPT}"
         raise Interrupted(
-            f"process {processes.index}: another process of this run has ended{advice} ({first_line(error)})"
+            f"process {processes.index}: another process of this run has ended{further} ({first_line(error)})"
         ) from None

@@ -31,11 +31,10 @@ from apdm.core.disk import require_parts
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import delete, list_files, write_json
 from apdm.core.logging import get_logger
-from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.data.edit_prompts import Edit, read_edits
 from apdm.data.separate_photos import Role
-from apdm.distributed.launch import join_processes
+from apdm.distributed.launch import join_processes, stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.attacked import attacked_by, export_attacked
@@ -78,7 +77,7 @@ def attack_model(config: AttackConfig, *, command: str | None = None) -> AttackR
     """
     output = Path(config.output_dir)
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
+    with stop_on_signals_or_loss(processes, KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
         prepare_process(config.num_threads)
         require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)

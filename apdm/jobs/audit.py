@@ -27,10 +27,9 @@ from apdm.audit.results.models import Results
 from apdm.audit.search import check_search
 from apdm.config import AuditJobConfig
 from apdm.core.errors import Faults, UserError
-from apdm.core.signals import stop_on_signals
 from apdm.data.photo_sets import Chosen, has_sets
 from apdm.data.separate_photos import PhotoSet, check_separate
-from apdm.distributed.launch import join_processes
+from apdm.distributed.launch import join_processes, stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import require_tracker
 from apdm.export.metadata import facts_in
@@ -61,7 +60,7 @@ def audit_models(config: AuditJobConfig, *, command: str | None = None) -> Audit
     """
     output = Path(config.output_dir)
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
+    with stop_on_signals_or_loss(processes, KEPT, kept=lambda: has_finished_attacks(output)), ExitStack() as held:
         prepare_process(config.num_threads)
         require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt, audit=config.prompts)

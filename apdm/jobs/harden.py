@@ -22,9 +22,8 @@ from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.memory import peak_memory
-from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
-from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, report_lost_processes
+from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
 from apdm.distributed.trackers import Tracker, require_tracker
 from apdm.export.layout import IMAGES, MODEL, RESULTS
@@ -85,7 +84,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         """Whether there is a checkpoint to go on from: of this run, or of the one that it continues."""
         return bool((claimed or config.resume_from_checkpoint) and checkpoints.find_all(output))
 
-    with stop_on_signals(kept=kept) as stop, report_lost_processes(processes, kept=kept), ExitStack() as held:
+    with stop_on_signals_or_loss(processes, kept=kept) as stop, ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         processes.on_main(lambda: reserve_repository(config))
         stages = held.enter_context(harden_stages(config))

@@ -13,12 +13,11 @@ from apdm.audit.inputs.face_checks import check_faces
 from apdm.config import PerturbConfig, config_hash
 from apdm.core.errors import Faults
 from apdm.core.files import claim_output_dir, delete, write_text
-from apdm.core.signals import stop_on_signals
 from apdm.core.stages import Stages
 from apdm.data.photo_sets import Chosen
 from apdm.data.separate_photos import PhotoSet, Role, check_separate
 from apdm.data.subjects import find_subjects, load_images
-from apdm.distributed.launch import join_processes
+from apdm.distributed.launch import join_processes, stop_on_signals_or_loss
 from apdm.distributed.trackers import require_tracker
 from apdm.export.layout import CONFIG, IMAGES, MANIFEST, PERTURBATION
 from apdm.export.manifest import write_manifest
@@ -93,7 +92,7 @@ def perturb(
         Interrupted: the process was asked to stop. Finished photos are kept.
     """
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=(Path(config.output_dir) / IMAGES).exists), ExitStack() as held:
+    with stop_on_signals_or_loss(processes, KEPT, kept=(Path(config.output_dir) / IMAGES).exists), ExitStack() as held:
         prepare_process(config.num_threads)
         require_tracker(config.report_to)
         warn_about_prompts(config.instance_prompt, config.class_prompt)

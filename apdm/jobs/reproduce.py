@@ -19,10 +19,9 @@ from apdm.config import ReproduceConfig
 from apdm.core.errors import Faults, UserError
 from apdm.core.files import claim_output_dir, write_json, write_text
 from apdm.core.logging import get_logger
-from apdm.core.signals import stop_on_signals
 from apdm.core.terminal import count
 from apdm.core.versions import package_versions
-from apdm.distributed.launch import join_processes
+from apdm.distributed.launch import join_processes, stop_on_signals_or_loss
 from apdm.export.layout import TABLE, TABLE_PAGE
 from apdm.jobs.common.prepare import keep_apart, prepare_process
 from apdm.jobs.common.results import ReproduceResult
@@ -139,7 +138,7 @@ def reproduce(config: ReproduceConfig, *, command: str | None = None) -> Reprodu
     if config.data is not None:
         keep_apart({"data": config.data}, output_dir=str(output))
     processes, device = join_processes()
-    with stop_on_signals(KEPT, kept=lambda: True, runs_jobs=True), ExitStack() as held:
+    with stop_on_signals_or_loss(processes, KEPT, kept=lambda: True, runs_jobs=True), ExitStack() as held:
         prepare_process(config.num_threads)
         subjects = processes.broadcast(lambda: prepare(config, job, output, held))
         job = job.with_subjects(subjects)

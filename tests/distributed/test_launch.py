@@ -6,12 +6,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +20,17 @@ from accelerate import Accelerator
 from engine_cases import PAPER, POOL
 from foreign import foreign_lines
 from in_process import run_here
-from launches import BUILT, FLOOR, LAUNCHES, ROOT, distance, require_compiler, search_path
+from launched import finish, start
+from launches import FLOOR, LAUNCHES, ROOT, distance, require_compiler
 from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
 from torch import Tensor
 
 from apdm.config import L2PConfig, MemoryConfig, PoolConfig
-from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE
+from apdm.core.errors import UserError
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
-from apdm.distributed.launch import EngineKind, check_processes, engine_kind, make_accelerator, report_lost_processes
-from apdm.distributed.processes import ProcessGroup
+from apdm.distributed.launch import EngineKind, check_processes, engine_kind, make_accelerator
 from apdm.export.manifest import verify_manifest
-from apdm.jobs.hardening.checkpoint import Checkpoint
 from apdm.jobs.hardening.engine_options import check_engine
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
@@ -46,35 +41,6 @@ END_TO_END = "cpu_2proc_zero2"
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_people(tmp_path_factory.mktemp("people"))
-
-
-def start(file: str, options: Sequence[str]) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/{file}.yaml"]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PATH": search_path(),
-        "TORCH_EXTENSIONS_DIR": str(BUILT),
-    }
-    return subprocess.Popen(
-        [*launcher, "train_apdm.py", *options],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 400) -> tuple[int, str]:
-    """Exit code and all that was said; a process that goes on for longer is killed, and that is a failure."""
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, said
 
 
 def bundled(people: Path, output: Path) -> list[str]:
@@ -116,51 +82,6 @@ def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: P
 def pair_up(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     assert one.keys() == other.keys()
     return {name: (one[name], other[name]) for name in one}
-
-
-def child_of_rank(launcher: int, rank: int) -> int:
-    """The process id of one of a launcher's processes."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            environment = (status.parent / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in environment:
-            return int(status.parent.name)
-    raise LookupError(f"the launcher has no process of rank {rank}")
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-
-
-def test_when_one_process_dies_or_all_are_told_to_stop_the_run_ends_soon_and_can_go_on(
-    tiny_pipeline: Path, people: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    options = [*arguments(tiny_pipeline, people, run, max_train_steps=5000), "--resume_from_checkpoint", "latest"]
-    process = start("cpu_2proc_ddp", options)
-    wait_for(run / "checkpoint-000002", process)
-    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
-    code, said = finish(process, seconds=60)
-    assert code != 0
-    # The second, if the launcher's signal to the other processes comes while the first is about to be told.
-    told = "apdm: interrupted: (process 0: another process of this run has ended|what is done so far is kept)"
-    assert re.search(told, said), said
-    last = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
-    assert Checkpoint.open(run / f"checkpoint-{last:06d}").step == last
-
-    process = start("cpu_2proc_ddp", options)
-    wait_for(run / f"checkpoint-{last + 2:06d}", process)
-    process.send_signal(signal.SIGTERM)
-    code, said = finish(process, seconds=60)
-    assert code != 0
-    assert said.count("apdm: interrupted: after outer step") == 1
-    later = max(int(folder.name[-6:]) for folder in run.glob("checkpoint-*"))
-    assert later >= last + 2 and Checkpoint.open(run / f"checkpoint-{later:06d}").step == later
 
 
 # -- the audit ---------------------------------------------------------------------------------------------------
@@ -357,28 +278,6 @@ def test_an_operator_that_cannot_be_built_is_told_with_its_cause(said: str, caus
     assert (fault is None) == (cause is None)
     if cause is not None:
         assert cause in str(fault) and "\n" not in str(fault)
-
-
-@pytest.mark.parametrize(
-    ("said", "gone"),
-    [
-        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242", True),
-        ("NCCL error: remote process exited or there was a network error", True),
-        ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-abc (size 9637888)", False),
-    ],
-)
-@pytest.mark.parametrize(("kept", "advice"), [(True, RESUME_ADVICE), (False, NOTHING_KEPT)])
-def test_only_a_broken_connection_means_that_another_process_has_ended(
-    said: str, gone: bool, kept: bool, advice: str
-) -> None:
-    processes = ProcessGroup()
-    processes.index, processes.size = 0, 2
-    with (
-        pytest.raises(Interrupted if gone else RuntimeError, match=re.escape(said)) as ending,
-        report_lost_processes(processes, kept=lambda: kept),
-    ):
-        raise RuntimeError(said)
-    assert (advice in str(ending.value)) == gone
 
 
 def test_bad_input_is_told_once_by_all_processes_together(people: Path, tmp_path: Path) -> None:
