@@ -245,7 +245,7 @@ def drift_check(drift: Mapping[str, AttributeDrift], limit: float) -> Check:
 
 def _shown(value: float, limit: float, sign: str = "", *, digits: int = 3) -> str:
     """Return a figure with so many digits, or with as many as show that it is not equal to its limit."""
-    while digits < 9 and round(value, digits) == limit != value:
+    while round(value, digits) == limit != value:
         digits += 1
     return f"{value:{sign}z.{digits}f}"
 

@@ -11,7 +11,7 @@ import pytest
 from apdm.audit.doubts import doubts_about_judges
 from apdm.audit.photo_verdict import is_void, judge_photo_attacks, judge_photos
 from apdm.audit.results.common import Verdict
-from apdm.audit.results.photos import PhotoAttackRow, PhotoOutcome, PhotoThresholds
+from apdm.audit.results.photos import PhotoAttackRow, PhotoOutcome, PhotoQuality, PhotoThresholds
 from apdm.faces.described import NamedThreshold
 from apdm.image_layer.results import EncoderCosine, Perturbation, ProtectedFace, ProtectedPhoto
 from apdm.metrics.identity import IdentityStatistics
@@ -32,7 +32,7 @@ STRANGERS = {
 LIMITS = PhotoThresholds(max_match_rate=0.05, max_likeness_over_strangers=0.1)
 
 
-def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, IdentityStatistics]:
+def identity(mean: float, match_rate: float, face_rate: float | None = 1.0) -> dict[str, IdentityStatistics]:
     return {
         "enc": IdentityStatistics(mean=mean, detected_mean=None, face_rate=face_rate, match_rate=match_rate),
     }
@@ -98,6 +98,21 @@ def test_likeness_is_that_of_the_convention_that_gives_more():
     (outcome,) = judged(clean(), protected(mean=0.15, face_rate=0.25))
     assert outcome.state == "not protected" and outcome.checks[1].value == pytest.approx(0.5)
     assert outcome.quality["face_rate"].protected == 0.25
+
+
+def test_a_quality_figure_is_the_mean_over_the_rows_that_have_it():
+    figures = {"clean": [{"a": 20.0, "b": None}, {"a": None, "b": None}], "protected": [{"a": 40.0, "b": None}, None]}
+    arms = {"clean": clean, "protected": protected}
+    rows = [
+        arms[arm](seed, quality=quality, face_rate=None)
+        for arm, of_arm in figures.items()
+        for seed, quality in enumerate(of_arm)
+    ]
+    (outcome,) = judged(*rows)
+    assert outcome.quality == {
+        "a": PhotoQuality(clean=20.0, protected=40.0),
+        "b": PhotoQuality(clean=None, protected=None),
+    }
 
 
 @pytest.mark.parametrize(

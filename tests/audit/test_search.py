@@ -1,32 +1,47 @@
-"""An attacker's search on tiny real pipelines, equal budgets, and what is known before an attack."""
+"""An attacker's search: its space, its figures, and whole searches on tiny real pipelines."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from made_up_searches import at, attack_row, point, trial
 from stored_cells import processes
 from tiny_audit import ConvJudge, person, photos
 
 from apdm.attacks.experts import ReleaseUnconditional
+from apdm.audit.cells.cell import Cell
+from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.attack_factory import AttackFactory
-from apdm.audit.inputs.people import AuditSubjects
+from apdm.audit.inputs.people import AuditSubjects, Person
 from apdm.audit.inputs.plan import AuditPlan
 from apdm.audit.inputs.search_space import SearchOptions, SearchSpace
 from apdm.audit.model_audit import attack_and_judge
-from apdm.audit.results.budgets import best_within, budget_table, samples_per_step
+from apdm.audit.results.budgets import samples_per_step
 from apdm.audit.results.models import AttackRow
-from apdm.audit.results.schema import from_json, to_json
-from apdm.audit.results.search import Search, SearchTrial, TrialPoint
+from apdm.audit.results.schema import to_json
+from apdm.audit.results.search import Search, SearchCost, SearchTrial, TrialPoint
 from apdm.audit.results.store import CellStore, finished_cells
-from apdm.audit.search import best_point, check_search, search_costs
+from apdm.audit.search import (
+    Searcher,
+    _figures_of,
+    _may_succeed,
+    best_point,
+    check_search,
+    points_of,
+    run_search,
+    search_costs,
+)
 from apdm.config import AuditConfig, AuditJobConfig
 from apdm.core.errors import UserError
-from apdm.families import load_family
+from apdm.distributed.processes import SINGLE_PROCESS
+from apdm.families import Family, load_family
 from apdm.families.encoding import encode_images
 from apdm.metrics.judges import Judges
 
@@ -60,41 +75,6 @@ class Fixed:
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         assert name not in self.given or self.given[name] in choices
         return self.given.get(name, choices[0])
-
-
-def point(step: int, likeness: float, face_rate: float | None = 1.0) -> TrialPoint:
-    return TrialPoint(step=step, samples=10 * step, likeness=likeness, face_rate=face_rate)
-
-
-def trial(number: int, *points: TrialPoint, likeness: float | None = None) -> SearchTrial:
-    return SearchTrial(
-        number=number,
-        spec="dreambooth",
-        samples_per_step=10,
-        points=list(points),
-        likeness=likeness,
-        step=None,
-        samples=None,
-        seconds=9.0,
-        train_seconds=4.0,
-        status="ok",
-        error=None,
-    )
-
-
-def test_samples_count_the_class_pictures_and_every_batch_of_a_step():
-    assert samples_per_step({"train_batch_size": 4, "prior_loss_weight": 1.0}) == 8
-    assert samples_per_step({"train_batch_size": 4, "prior_loss_weight": 0.0}) == 4
-    assert samples_per_step({"train_batch_size": 4, "gradient_accumulation_steps": 3}) == 12
-    assert samples_per_step({"alpha": 0.5}) is None
-
-
-def test_the_best_within_a_budget_is_the_highest_until_then_and_unknown_beyond_the_end():
-    curve = [(0.0, 0.1), (10.0, 0.6), (20.0, 0.4)]
-    assert best_within(curve, 5) == pytest.approx(0.35)
-    assert best_within(curve, 20) == 0.6
-    assert best_within(curve, 21) is None
-    assert best_within(curve, -1) is None
 
 
 def test_every_trial_has_the_same_budget_and_the_first_is_the_nominal_attack():
@@ -143,46 +123,13 @@ def test_every_trial_can_be_made_with_the_audits_own_options_and_the_first_is_th
             made_by.make(space.spec(Fixed(operator=operator, weighting=weighting)), seed=0)
 
 
-def at(step: int, mean: float, faces: float = 1.0) -> dict[str, Any]:
-    identity = {"mean": mean, "detected_mean": mean, "face_rate": faces, "match_rate": 0.0}
-    return {"step": step, "identity": {"one": identity}, "quality": {}, "loss": 1.0}
-
-
-def attack_row(curve: list[dict[str, Any]], **values: Any) -> AttackRow:
-    return from_json(
-        AttackRow,
-        {
-            **dict.fromkeys(("attack", "spec", "assumes", "subject"), "x"),
-            **dict.fromkeys(("seed", "nominal_step", "horizon"), 3),
-            **{"white_box": None, "required": False, "long": False, "model": "base", "role": "protected"},
-            **{"params": {"train_batch_size": 5}, "identity": {}, "quality": {}, "scores": {}, "seconds": 1.0},
-            **{"status": "ok", "error": None, "unreliable": [], "steps_to_match": None},
-            "curve": curve,
-            **values,
-        },
-    )
-
-
-def test_a_first_stage_counts_against_the_budget():
-    def rows(spec: str, before: int) -> list[AttackRow]:
-        curve = [at(0, 0.1), at(10, 0.5), at(20, 0.9)]
-        return [
-            attack_row(curve, spec=spec, model=model, samples_per_step=4, preparing_samples=before)
-            for model in ("base", "hardened")
-        ]
-
-    table = budget_table([*rows("plain", 0), *rows("staged", 40)], ["one"], [5, 10, 20], None)
-    assert table is not None and table.samples == [20, 40, 80]
-    plain, staged = table.rows
-    assert plain.base == [pytest.approx(0.3), 0.5, 0.9]
-    assert staged.base == [None, 0.1, 0.5]  # not begun, just begun, half through
-
-
 def test_only_points_with_faces_after_a_first_step_count():
     row = attack_row([at(0, 0.9, 1.0), at(1, 0.8, 0.5), at(2, 0.4, 1.0), at(3, 0.3, 1.0)])
     best = best_point(row, 0.8)
     assert best is not None and (best.step, best.samples, best.likeness) == (2, 10, 0.4)
     assert best_point(row, 0.4).likeness == 0.8
+    assert best_point(attack_row([at(0, 0.9)]), 0.8) is None
+    assert points_of(replace(row, status="failed")) == []
 
 
 def test_the_cost_is_that_of_the_cheapest_trial_on_each_model():
@@ -205,6 +152,100 @@ def test_the_cost_is_that_of_the_cheapest_trial_on_each_model():
     assert cost.seconds == {"base": 2.0, "hardened": 4.0}
     never = Search(model="hardened", subject="s01", best=None, trials=[faceless])
     assert search_costs([base, never], 0.8)[0].factor.at_least
+
+
+def costs_of(base: list[SearchTrial], hardened: list[SearchTrial]) -> SearchCost:
+    """What the search for one person costs, whose nominal attack reaches 0.8 on the base."""
+    trials = {"base": [replace(base[0], likeness=0.8), *base[1:]], "hardened": hardened}
+    [cost] = search_costs([Search(model=m, subject="s01", trials=t, best=None) for m, t in trials.items()], 0.8)
+    return cost
+
+
+def test_the_cheapest_trial_counts_wherever_it_stands_and_one_without_points_is_passed_over():
+    after_10 = trial(0, point(0, 0.0), point(10, 0.8))
+    cheapest = trial(1, point(0, 0.0), point(6, 0.8), point(20, 0.9))
+    cost = costs_of([after_10], [trial(0, point(0, 0.0), point(8, 0.8)), cheapest, trial(2), after_10])
+    assert cost.samples == {"base": 100.0, "hardened": 60.0}
+    assert (cost.factor.factor, cost.factor.at_least) == (0.6, False)
+    assert cost.seconds["hardened"] == pytest.approx(4.0 * 60 / 200)
+
+
+def test_a_likeness_that_no_trial_reaches_costs_more_than_the_longest_trial():
+    after_10 = trial(0, point(0, 0.0), point(10, 0.8))
+    longest = trial(0, point(0, 0.0), point(5, 0.1), point(30, 0.2))
+    cost = costs_of([after_10], [longest, trial(1, point(0, 0.0), point(12, 0.1)), trial(2)])
+    assert (cost.factor.factor, cost.factor.at_least) == (3.0, True)
+    assert cost.samples["hardened"] is cost.seconds["hardened"] is None
+    cost = costs_of([after_10], [trial(0)])
+    assert (cost.factor.factor, cost.factor.at_least) == (0.0, True)  # nothing is known
+
+
+@pytest.mark.parametrize("later", [[], [point(10, 0.8)]])
+def test_a_likeness_that_the_base_has_before_the_first_step_has_no_cost(later: list[TrialPoint]):
+    cost = costs_of([trial(0, point(0, 0.8), *later)], [trial(0, point(0, 0.0), point(10, 0.8))])
+    assert cost.factor.factor is None and not cost.factor.at_least
+    assert (cost.samples["base"], cost.seconds["base"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "again"),
+    [
+        ({"status": "failed", "error": "OutOfMemoryError: 2 GB"}, True),
+        ({"status": "failed", "error": "FloatingPointError: the loss is nan"}, False),
+        ({"status": "ok", "error": None}, False),
+    ],
+)
+def test_a_trial_is_run_again_unless_it_ended_or_its_own_options_made_it_fail(row: dict[str, Any], again: bool):
+    assert _may_succeed(row) is again
+
+
+class Answered(Searcher):
+    """A search whose trials are not run: its cells are nothing but their specs."""
+
+    def _cell(self, spec: str) -> Any:
+        return spec
+
+
+def searcher(trials: int) -> Searcher:
+    options = SearchOptions(trials=trials, samples=None, min_face_rate=0.8, people=1)
+    plan: Any = SimpleNamespace(seed=0)
+    return Answered(plan, options, SearchSpace(factory(), None), "base", person("s01", 1))
+
+
+@needs_optuna
+@pytest.mark.parametrize(("trials", "random"), [(1, 1), (9, 3), (45, 10)])
+def test_the_first_trials_are_random_and_the_later_ones_follow_from_the_results(trials: int, random: int):
+    def specs(likeness: Callable[[int], float]) -> list[Any]:
+        answers = iter(range(trials))
+        return [cell for cell, _ in searcher(trials).run(lambda cell: attack_row([at(1, likeness(next(answers)))]))]
+
+    rising, falling = specs(lambda number: 0.01 * number), specs(lambda number: 1 - 0.01 * number)
+    assert len(rising) == trials and rising[:random] == falling[:random]
+    assert trials == 1 or rising[random : random + 3] != falling[random : random + 3]
+
+
+@needs_optuna
+def test_a_search_goes_on_after_trials_that_failed_or_show_no_faces_and_they_are_not_its_best():
+    answers = [
+        attack_row([], status="failed", error="OSError: disk"),
+        attack_row([at(1, 0.9, faces=0.1)]),
+        attack_row([at(0, 0.0), at(1, 0.5), at(2, 0.7)]),
+        attack_row([at(1, 0.7)], params={}),
+    ]
+    left = iter(answers)
+    done = searcher(4).run(lambda cell: next(left))
+    assert [row for _, row in done] == answers
+    cells: list[Any] = [SimpleNamespace(entry=SimpleNamespace(spec=spec)) for spec, _ in done]
+    found = _figures_of(searcher(4), list(zip(cells, answers, strict=True)))
+    assert (found.model, found.subject, found.best) == ("base", "s01", 2)  # the earlier of two that are as good
+    assert [(one.likeness, one.step, one.samples) for one in found.trials] == [
+        (None, None, None),
+        (None, None, None),
+        (0.7, 2, 10),
+        (0.7, 1, 1),
+    ]
+    assert [one.samples_per_step for one in found.trials] == [5, 5, 5, 1]
+    assert (found.trials[0].status, found.trials[0].error, found.trials[0].points) == ("failed", "OSError: disk", [])
 
 
 def test_each_person_has_costs_of_their_own_and_none_where_the_nominal_attack_shows_no_likeness():
@@ -243,6 +284,49 @@ def test_an_option_of_a_search_without_a_search_is_refused(option: dict[str, Any
     AuditJobConfig(**models, **option, search=1)
 
 
+def plan_of(family: Family, protected: list[Person], search: SearchOptions) -> AuditPlan:
+    return AuditPlan(
+        options=OPTIONS,
+        instance_prompt="a photo of sks person",
+        class_prompt="a photo of person",
+        models={"base": family, "hardened": family},
+        judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
+        subjects=AuditSubjects(protected, [], photos(4, 60)),
+        search=search,
+        guidance=True,
+    )
+
+
+class Attacks:
+    """Runs no attack, and notes which ones it was asked for."""
+
+    def __init__(self, status: str) -> None:
+        self.status = status
+        self.ran: list[tuple[str, str]] = []
+
+    def run(self, cell: Cell, after_step: Any) -> tuple[AttackRow, None]:
+        self.ran.append((cell.person.id, cell.model))
+        return attack_row([at(1, 0.5)], spec=cell.entry.spec, required=cell.entry.required, status=self.status), None
+
+
+@needs_optuna
+def test_the_first_people_are_searched_for_and_failed_trials_are_run_again(families, tmp_path: Path):
+    options = SearchOptions(trials=2, samples=8, min_face_rate=0.0, people=2)
+    plan = plan_of(families("sd15"), [person(f"s0{number}", number) for number in (1, 2, 3)], options)
+    first, second, third = runners = [Attacks("failed"), Attacks("ok"), Attacks("ok")]
+    store = CellStore(tmp_path / "trials")
+    for runner in runners:
+        found = run_search(plan, cast(CellRunner, runner), store, SINGLE_PROCESS)
+    assert found is not None
+    assert [(one.subject, one.model, len(one.trials)) for one in found.searches] == [
+        (of, model, 2) for of in ("s01", "s02") for model in ("base", "hardened")
+    ]
+    asked = [(of, model) for of in ("s01", "s02") for model in ("base", "hardened") for _ in range(2)]
+    assert first.ran == second.ran == asked
+    assert third.ran == []
+    assert not any(store.load(cell.name)[0]["required"] for cell in finished_cells(store.folder))
+
+
 @needs_optuna
 def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipeline: Path, tmp_path: Path):
     family = load_family(tiny_pipeline)
@@ -251,16 +335,7 @@ def test_a_search_that_lost_its_last_trials_goes_on_with_the_same_ones(tiny_pipe
 
     def search(process: int) -> tuple[dict[str, Any], CellStore]:
         store = CellStore(tmp_path / "trials", process=process)
-        plan = AuditPlan(
-            options=OPTIONS,
-            instance_prompt="a photo of sks person",
-            class_prompt="a photo of person",
-            models={"base": family, "hardened": family},
-            judges=Judges([ConvJudge("one", -1.0, 1)], ConvJudge("face", -1.0, 3), ConvJudge("features", 0.0, 4)),
-            subjects=AuditSubjects([person("s01", 1)], [], photos(4, 60)),
-            search=options,
-            guidance=True,
-        )
+        plan = plan_of(family, [person("s01", 1)], options)
         done = attack_and_judge(plan, prior, store=CellStore(tmp_path / f"{process}"), trials=store)
         assert done is not None
         return to_json(done[0]), store

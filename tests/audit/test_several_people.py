@@ -51,6 +51,8 @@ def test_a_point_is_the_mean_over_seeds_and_no_sum():
     assert [(point.encoder, point.step) for point in points] == [("enc", 10), ("second", 10)]
     assert all(point.match_rate == pytest.approx(0.45) for point in points)
     assert all(point.likeness == pytest.approx(0.3 / 0.5) for point in points)  # of the pictures with a face
+    objects = [row("hardened", {10: identity(0.2 * seed, 0.0, face_rate=None)}, seed=seed) for seed in (1, 2)]
+    assert [point.likeness for point in hardened_points(objects, 10)] == pytest.approx([0.3, 0.3])
 
 
 def test_points_after_the_nominal_step_and_rows_that_failed_do_not_count():
@@ -66,6 +68,15 @@ def test_the_person_who_is_matched_best_decides(worst: str):
     check = likeness_check(hardened_points(rows, 10), strangers, 0.1)
     assert check.value == pytest.approx(0.3) and worst in check.detail
     assert match_check(hardened_points(rows, 10), 0.2).passed  # as high as the limit
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(0.30000000000000004, "0.30000000000000004"), (0.3, "0.300"), (0.2, "0.200")]
+)
+def test_a_figure_is_shown_with_as_many_digits_as_tell_it_from_its_limit(rate: float, shown: str):
+    [point, *_] = hardened_points([row("hardened", {10: identity(0.0, rate)})], 10)
+    check = match_check([point], 0.3)
+    assert check.detail.startswith(f"At worst {shown} of the pictures") and check.passed is (rate <= 0.3)
 
 
 @pytest.mark.parametrize("matched", [1, 2])
@@ -191,21 +202,23 @@ def test_where_nothing_was_measured_between_start_and_end_the_way_there_counts_a
 def test_the_attribute_that_changed_most_is_judged():
     drift = {
         name: AttributeDrift(values=[], shares={}, distance={"hardened": share}, base_seed_to_seed=0.1)
-        for name, share in {"hair": 0.2, "skin": 0.4, "eyes": 0.1}.items()
+        for name, share in {"skin": 0.2, "hair": 0.4, "eyes": 0.1}.items()
     }
     check = drift_check(drift, 0.3)
-    assert (check.value, check.passed) == (0.4, False) and "skin" in check.detail
+    assert (check.value, check.passed) == (0.4, False) and "hair" in check.detail
     assert drift_check(drift, 0.4).passed
 
 
 def test_the_share_of_faces_is_told_as_a_share_of_the_bases():
     utility = made_up_results().utility
-    utility.class_face_rate.update(base=0.8, hardened=0.6)
+    utility.class_face_rate.update(base=0.5, hardened=0.375)
     check = face_check(utility, 0.7)
     assert check.value == pytest.approx(0.75) and "Few of the base's do" not in check.detail
     utility.class_face_rate.update(base=0.25, hardened=0.1875)
     check = face_check(utility, 0.75)
     assert check.value == 0.75 and check.passed and "Few of the base's do" in check.detail
+    check = face_check(replace(utility, class_face_rate=None), 0.75)
+    assert (check.value, check.passed) == (None, None) and "no people" in check.detail
 
 
 def check(name: str, value: float | None, passed: bool | None) -> Check:
@@ -241,6 +254,10 @@ def cost_factors_of(
     return CostFactors(nominal_step=nominal, at_likeness={}, factor=factor, worst=worst)
 
 
+def unknown_beside(known: CostFactors) -> CostFactors:
+    return replace(known, factor={**known.factor, "s02": {"enc": Cost(None, at_least=False)}})
+
+
 @pytest.mark.parametrize(
     ("measured", "demanded", "longer", "passed", "said"),
     [
@@ -252,6 +269,7 @@ def cost_factors_of(
         (costs(1.0, at_least=True), False, True, False, "too short to show more"),
         (costs(1.0, at_least=True), True, False, False, "too short to show more"),
         (costs(None), True, True, False, "gave no likeness to s01"),
+        (unknown_beside(costs(3.0)), True, True, False, "gave no likeness to s02 on the base"),
         (cost_factors_of({}), True, True, False, "never works on the base"),
         (cost_factors_of({}, nominal=0), False, False, None, "takes no training steps"),
     ],

@@ -13,7 +13,7 @@ from apdm.config import AuditConfig
 JUDGES = ("enc", "second")  # they agree on everything
 
 
-def identity(mean: float, match_rate: float, face_rate: float = 1.0) -> dict[str, float | None]:
+def identity(mean: float, match_rate: float, face_rate: float | None = 1.0) -> dict[str, float | None]:
     detected = mean / face_rate if face_rate else None
     return {"mean": mean, "detected_mean": detected, "face_rate": face_rate, "match_rate": match_rate}
 
