@@ -9,6 +9,7 @@ import torch
 from tiny_judges import write_clip, write_dino
 from torch.nn.functional import normalize
 
+from apdm.metrics import edits
 from apdm.metrics.edits import direction, edit_quality
 from apdm.metrics.extractors import ClipModel, VisionModel
 from apdm.metrics.judges import Judges
@@ -50,3 +51,12 @@ def test_a_picture_is_compared_with_its_own_photo(clip, pictures, tmp_path: Path
     assert other["edit_similarity"] == pytest.approx((features[0] * features[1]).sum(1).mean().item())
     bare = edit_quality(Judges([], None, None), images, photos, *words)
     assert bare["edit_similarity"] is None and bare["edit_direction"] is None
+
+
+def test_lpips_is_the_mean_over_the_pairs_that_have_it(pictures, monkeypatch: pytest.MonkeyPatch):
+    images, photos = pictures
+    for found, mean in (([0.1, None, 0.5], 0.3), ([None, None, None], None)):
+        left = iter(found)
+        monkeypatch.setattr(edits, "lpips", lambda photo, image, left=left: next(left))
+        quality = edit_quality(Judges([], None, None), images, photos, ["a dog"] * 3, ["a cat"] * 3)
+        assert quality["edit_lpips"] == (None if mean is None else pytest.approx(mean))

@@ -258,7 +258,7 @@ def test_a_stranger_is_a_person_only_if_every_encoder_says_so_and_class_pictures
     axes = torch.eye(3)
     person = {"one": axes[:1], "two": axes[:1]}
     strangers = {"one": axes[[0, 0, 1, 1]], "two": axes[[0, 1, 0, 2]]}
-    thresholds = {"one": 0.5, "two": 0.5}
+    thresholds = {"one": 0.5, "two": 1.0}  # as high as the likeness itself
     faces = torch.tensor([True, True, False, False])
     drawn = Features(strangers, faces.float(), faces, torch.zeros(4, 1), torch.zeros(4, 1))
     assert strangers_matched({"s01": person}, strangers, drawn, thresholds) == {"s01": 0.25}

@@ -104,6 +104,9 @@ def test_the_percentile_is_over_pixels():
     mean, high = colour_difference(original, protected)
     changed = colour_difference(flat(100), flat(200))[0]
     assert (mean, high) == pytest.approx((0.08 * changed, changed))
+    protected = original + np.arange(100, dtype=np.uint8).reshape(10, 10, 1)  # each pixel by another level
+    below, above = (colour_difference(flat(100), flat(100 + levels))[0] for levels in (94, 95))
+    assert colour_difference(original, protected)[1] == pytest.approx(0.95 * below + 0.05 * above)
 
 
 def test_lpips_without_its_package_is_none_and_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -177,8 +180,9 @@ def test_figures_are_strict_json_even_for_equal_and_for_small_photos():
     ],
 )
 def test_photos_that_are_no_pair_are_an_error(original: np.ndarray, protected: np.ndarray):
-    with pytest.raises(ValueError, match="photos must be"):
-        visibility(original, protected)
+    for figure in (linf, psnr, ssim, lpips, colour_difference, visibility):
+        with pytest.raises(ValueError, match="photos must be"):
+            figure(original, protected)
 
 
 def test_without_its_package_brisque_is_none_and_says_why(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,8 +23,16 @@ def test_of_groups_that_overlap_the_threshold_gives_equal_errors():
 
 
 def test_a_threshold_needs_both_groups():
-    with pytest.raises(ValueError, match="needs photos of the subject and of others"):
-        equal_error_threshold(torch.tensor([0.5]), torch.tensor([]))
+    one, none = torch.tensor([0.5]), torch.tensor([])
+    for own, others in ((one, none), (none, one)):
+        with pytest.raises(ValueError, match="needs photos of the subject and of others"):
+            equal_error_threshold(own, others)
+    assert equal_error_threshold(one, torch.tensor([0.1])) == pytest.approx(0.3)
+
+
+def test_others_at_a_threshold_are_errors_as_they_are_matches():
+    own, others = torch.tensor([0.1, 0.9]), torch.tensor([0.1, 0.1, 0.9])
+    assert equal_error_threshold(own, others) == pytest.approx(0.5)  # at 0.1 all others would match
 
 
 def directions(*degrees: float) -> torch.Tensor:
@@ -38,6 +48,13 @@ def test_own_photos_are_compared_with_other_photos_of_the_subject_and_with_every
     assert (how.own, how.others, how.source) == (5, 8, "photos")
     assert how.false_match_rate == how.false_non_match_rate == 0
     assert torch.tensor(75.0).deg2rad().cos() < threshold < torch.tensor(10.0).deg2rad().cos()
+
+
+def test_a_hold_out_photo_is_not_compared_with_itself():
+    references, photos = {"dog": directions(0, 40)}, {"dog": directions(20)}
+    threshold, how = measure_threshold(references, photos, directions(90), None)
+    alike, other = torch.tensor([40.0, 70.0]).deg2rad().cos().tolist()  # two hold-out photos; a stranger and their mean
+    assert threshold == pytest.approx((alike + other) / 2) and how.own == 3
 
 
 def test_class_pictures_stand_for_others_only_where_there_is_nobody_else():
@@ -56,5 +73,9 @@ def test_thresholds_of_few_photos_and_of_encoders_that_see_no_difference_are_dou
     (doubt,) = few.doubts("dino")
     assert doubt.startswith("the match threshold of dino rests on 4 own photos and 20 pictures of others, and 5 and 20")
     blind = MeasuredThreshold(own=9, others=90, source="photos", false_match_rate=0.4, false_non_match_rate=0.5)
+    for rates in ({"false_match_rate": 0.1}, {"false_non_match_rate": 0.1}):
+        assert len(replace(blind, **rates).doubts("dino")) == 1
+    (doubt,) = replace(good, others=19).doubts("dino")
+    assert "rests on 5 own photos and 19 pictures of others" in doubt
     (doubt,) = blind.doubts("dino")
     assert doubt.startswith("dino does not tell the subjects from others: at its threshold 0.50 of the own photos")

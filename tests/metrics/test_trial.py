@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,27 @@ def test_scores_and_features_are_tried_as_well():
         def __call__(self, images: Tensor) -> Tensor:
             return torch.ones(len(images), 4)
 
+        embed = __call__
+
         def score(self, images: Tensor, *prompts: Any) -> Tensor:
             return torch.ones(len(images), 1)
+
+    class TwoFeatures:
+        name = "two"
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3))[:, :2]
+
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            assert prompts == ["a photo"] * len(images)
+            return images.mean((1, 2, 3))
 
     networks = FaceNetworks(FaceChoice())
     judges = Judges(networks.encoders, networks.face_score, PortraitFeatures())
     try_judges(judges, PHOTOS)
+    try_judges(Judges(**{**vars(judges), "extractor": TwoFeatures(), "clip": TwoFeatures()}), PHOTOS)
     for changes, said in (
+        ({"encoders": [*judges.encoders, Constant()]}, "constant gives the same for different photos"),
         ({"face_score": Constant()}, r"constant gives \[4, 1\] for 4 photos where \[4\] is needed"),
         ({"dino": Constant()}, "constant gives the same for different photos"),
         ({"extractor": Constant()}, "constant gives the same for different photos"),

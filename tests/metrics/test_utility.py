@@ -96,18 +96,26 @@ def test_each_distance_of_the_class_is_from_the_base_and_with_its_own_function()
     assert found.class_face_rate == {"base": 0.75, "hardened": 0.25, "placebo": 0.5}
 
 
-def test_features_of_a_broken_model_or_of_one_picture_give_no_distance():
+def test_without_a_network_or_a_reader_nothing_is_measured_with_it():
+    nothing = dict.fromkeys(("base", "base_again", "hardened"), seen({}, [True] * 4))
+    found = class_utility(nothing, None, None, {"hair": ["dark", "fair"]})
+    assert found.frechet.network is found.frechet.to_base is found.kernel.to_base is None and found.drift == {}
+
+
+@pytest.mark.parametrize("broken", ["base", "hardened"])
+def test_features_of_a_broken_model_or_of_one_picture_give_no_distance(broken: str):
     good = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     one_bad_number = good.clone()
     one_bad_number[2, 1] = math.nan
     for bad in (good[:1], one_bad_number, None):
         features = {
             name: seen({}, [True] * 4, extracted)
-            for name, extracted in (("base", good), ("base_again", good + 1), ("hardened", bad))
+            for name, extracted in ({"base": good, "base_again": good + 1, "hardened": good} | {broken: bad}).items()
         }
         found = class_utility(features, Network())
         assert found.frechet.to_base is None and found.frechet.ratio is None
-        assert found.frechet.base_seed_to_seed == pytest.approx(3)  # the squared length of (1, 1, 1)
+        by_chance = None if broken == "base" else pytest.approx(3)  # the squared length of (1, 1, 1)
+        assert found.frechet.base_seed_to_seed == by_chance
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
