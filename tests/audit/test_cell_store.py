@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,51 @@ def test_finished_cells_of_earlier_audits_are_copied_and_failed_and_unknown_ones
     (tmp_path / "earlier" / "torn").mkdir()
     here = CellStore(tmp_path / "here", earlier=[tmp_path / "absent", earlier.folder])
     here.save("mine", {"status": "ok"}, {})
-    for damaged, record in (("cut", '{"row": {"sta'), ("foreign", '{"format": 1}'), ("list", "[]")):
+    records = {"cut": '{"row": {"sta', "foreign": '{"format": 1}', "list": "[]", "number": '{"row": 3}'}
+    for damaged, record in records.items():
         (here.folder / damaged).mkdir()
         (here.folder / damaged / "cell.json").write_text(record)
-    here.tidy({"good", "bad", "torn", "mine", "cut", "foreign", "list"})
+    here.tidy({"good", "bad", "torn", "mine", *records})
     assert sorted(path.name for path in here.folder.iterdir()) == ["good", "mine"]
     assert here.load("good")[0]["mean"] == 0.5
     assert torch.equal(here.load("good")[1]["attacked"], earlier.load("good")[1]["attacked"])
     assert sorted(path.name for path in earlier.folder.iterdir()) == ["bad", "good", "other", "torn"]  # only read
+
+
+def test_what_is_copied_from_earlier_audits_is_told_and_nothing_here_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    earlier = CellStore(tmp_path / "earlier")
+    for key in ("new", "mine"):
+        earlier.save(key, {"status": "ok", "mean": 0.5}, {})
+    here = CellStore(tmp_path / "here", earlier=[earlier.folder])
+    here.save("mine", {"status": "ok", "mean": 0.1}, {})
+    with caplog.at_level(logging.INFO):
+        here.tidy({"new", "mine", "absent"})
+    assert "here: 1 of 3 are taken from earlier audits" in caplog.text
+    assert (here.load("new")[0]["mean"], here.load("mine")[0]["mean"]) == (0.5, 0.1)
+
+
+def test_a_cell_is_claimed_once_and_not_after_it_is_finished(tmp_path: Path):
+    first, second = (CellStore(tmp_path / "run" / "cells", process=number) for number in (0, 1))
+    assert first.claim("k") and not second.claim("k") and not first.claim("k")
+    first.save("k", {"status": "ok"}, {})
+    assert not second.claim("k") and not first.claim("k")
+    assert [path.name for path in first.folder.iterdir()] == ["k"]  # no claim is left
+    assert second.claim("other")
+    first.tidy({"k", "other"})
+    assert first.claim("other")
+
+
+def test_a_store_for_keys_that_are_not_known_keeps_what_is_whole_and_not_to_be_run_again(tmp_path: Path):
+    store = CellStore(tmp_path)
+    for key, status in (("good", "ok"), ("bad", "failed")):
+        store.save(key, {"status": status}, {})
+    (tmp_path / "torn").mkdir()
+    store.ready(again=lambda row: False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good"]
+    store.ready(again=lambda row: row["status"] == "failed")
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
 def test_a_key_changes_with_every_fact_and_not_with_their_order():
@@ -78,7 +116,8 @@ def test_a_key_changes_with_every_fact_and_not_with_their_order():
     assert key_of(facts) == key_of(dict(reversed(facts.items())))
     assert len({key_of(facts), key_of(facts | {"seed": 1}), key_of(facts | {"spec": "x"})}) == 3
     photos = torch.rand(2, 3)
-    assert len({tensor_hash(photos), tensor_hash(photos.T), tensor_hash(photos + 1e-6), tensor_hash(None)}) == 4
+    others = photos.T, photos.reshape(3, 2), photos + 1e-6, None
+    assert len({tensor_hash(photos), *map(tensor_hash, others)}) == 5
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 2}', "{}", '{"schema": 1}'])

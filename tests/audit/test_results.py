@@ -71,6 +71,8 @@ def misnumber(content: dict[str, Any]) -> None:
         (mistype, "attacks[0].curve[1].loss is 'low', not a number"),
         (misname, "by_attack[0].state is 'splendid', not one of 'protected', 'not protected'"),
         (misnumber, "seeds[0] is True, not an integer"),
+        (lambda content: content.update(seeds=3), "seeds is 3, not a list"),
+        (lambda content: content["attacks"][0].update(params=[]), "attacks[0].params is [], not an object"),
     ],
 )
 def test_what_the_schema_does_not_allow_is_refused_in_one_line(
@@ -84,6 +86,16 @@ def test_what_the_schema_does_not_allow_is_refused_in_one_line(
     with pytest.raises(UserError) as caught:
         read_results(tmp_path / "results.json")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_place_in_a_file_begins_with_its_field_and_whole_numbers_are_numbers():
+    content = make_results()
+    content["attacks"][0]["seconds"] = 2
+    seconds = from_json(Results, content).attacks[0].seconds
+    assert (seconds, type(seconds)) == (2.0, float)
+    del content["seeds"]
+    with pytest.raises(WrongShape, match=r"^seeds is missing$"):
+        from_json(Results, content)
 
 
 def test_a_field_that_may_be_left_out_is_left_out_where_it_is_none():

@@ -131,6 +131,13 @@ def test_an_objective_that_is_not_finite_stops_the_ascent():
         pgd.ascend(lambda images, which: total(images, which) + float("nan") * images[0][0, 0, 0], 1)
 
 
+def test_an_ascent_of_no_steps_leaves_the_photos_as_they_are():
+    originals = photos((4, 4))
+    pgd = PGD(originals, epsilon=EPS, step_size=STEP)
+    pgd.ascend(total, 0)
+    assert torch.equal(pgd.photos[0], originals[0])
+
+
 def test_progress_is_told_once_per_step():
     seen, originals = [], photos((4, 4), (4, 4), (4, 4))
     pgd = PGD(originals, epsilon=EPS, step_size=STEP, batch_size=2, callback=seen.append)

@@ -154,6 +154,12 @@ def test_a_part_ends_where_the_box_with_its_margin_and_the_shifted_crops_end(fac
     assert (part.corner, part.end) == (corner, end)
 
 
+def test_a_changed_part_is_put_into_a_copy_of_the_photo():
+    photo, part = torch.zeros(3, 6, 8), Part((2, 1), (5, 4))
+    whole = part.paste(photo, photo, torch.ones(3, 3, 3))
+    assert whole.sum() == whole[:, 1:4, 2:5].sum() == 27 and photo.sum() == 0
+
+
 def test_a_part_holds_all_faces_for_all_encoders_and_without_faces_it_is_a_block():
     encoders: list = [Crops(40, TEMPLATE), Crops(80, TEMPLATE * 0.5)]
     faces = [placed(40.0, 60.0, 1.0, (40.0, 60.0, 80.0, 100.0)), placed(120.0, 33.0, 1.0, (120.0, 33.0, 150.0, 70.0))]

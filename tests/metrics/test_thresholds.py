@@ -22,6 +22,11 @@ def test_of_groups_that_overlap_the_threshold_gives_equal_errors():
     assert (own < threshold).sum() == (others >= threshold).sum() == 1
 
 
+def test_of_thresholds_that_are_equally_good_the_one_in_the_widest_gap_is_taken():
+    own, others = torch.tensor([0.2, 0.5, 0.8, 0.95]), torch.tensor([0.1, 0.6])
+    assert equal_error_threshold(own, others) == pytest.approx(0.35)  # as good: 0.15, 0.55 and 0.7
+
+
 def test_a_threshold_needs_both_groups():
     one, none = torch.tensor([0.5]), torch.tensor([])
     for own, others in ((one, none), (none, one)):
@@ -51,10 +56,19 @@ def test_own_photos_are_compared_with_other_photos_of_the_subject_and_with_every
 
 
 def test_a_hold_out_photo_is_not_compared_with_itself():
-    references, photos = {"dog": directions(0, 40)}, {"dog": directions(20)}
-    threshold, how = measure_threshold(references, photos, directions(90), None)
-    alike, other = torch.tensor([40.0, 70.0]).deg2rad().cos().tolist()  # two hold-out photos; a stranger and their mean
-    assert threshold == pytest.approx((alike + other) / 2) and how.own == 3
+    references, photos = {"dog": directions(0, 60, 10)}, {"dog": directions(20)}
+    threshold, how = measure_threshold(references, photos, directions(180), None)
+    alike = (directions(60) @ directions(5).T).item()  # the second photo and the mean of the other two
+    centre = references["dog"].mean(dim=0)
+    stranger = (directions(180) @ centre / centre.norm()).item()
+    assert threshold == pytest.approx((alike + stranger) / 2) and how.own == 4
+
+
+def test_the_error_rates_are_those_at_the_threshold():
+    references, photos = {"dog": directions(0)}, {"dog": directions(5, 10, 15, 70)}
+    threshold, how = measure_threshold(references, photos, directions(12, 40, 50, 60, 80), None)
+    assert threshold == pytest.approx(torch.tensor([15.0, 40.0]).deg2rad().cos().mean().item())
+    assert (how.false_match_rate, how.false_non_match_rate) == (0.2, 0.25)
 
 
 def test_class_pictures_stand_for_others_only_where_there_is_nobody_else():

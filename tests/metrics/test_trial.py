@@ -67,7 +67,7 @@ def test_scores_and_features_are_tried_as_well():
 
         def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
             assert prompts == ["a photo"] * len(images)
-            return images.mean((1, 2, 3))
+            return torch.ones(len(images))  # scores of different photos may be equal
 
     networks = FaceNetworks(FaceChoice())
     judges = Judges(networks.encoders, networks.face_score, PortraitFeatures())

@@ -102,6 +102,11 @@ def test_without_a_network_or_a_reader_nothing_is_measured_with_it():
     assert found.frechet.network is found.frechet.to_base is found.kernel.to_base is None and found.drift == {}
 
 
+def test_two_pictures_are_enough_for_a_distance():
+    two = dict.fromkeys(("base", "base_again", "hardened"), seen({}, [True] * 2, torch.eye(2)))
+    assert class_utility(two, Network()).frechet.to_base == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.parametrize("broken", ["base", "hardened"])
 def test_features_of_a_broken_model_or_of_one_picture_give_no_distance(broken: str):
     good = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -129,7 +129,7 @@ def protected_curve(rows: Sequence[AttackRow], model: str, encoder: str) -> list
     """
     of_people: dict[str, list[AttackRow]] = {}
     for row in rows:
-        if row.is_sound_on(model) and row.curve:
+        if row.is_sound_on(model):
             of_people.setdefault(row.subject, []).append(row)
     curves = [dict(mean_curve(of_person, encoder)) for of_person in of_people.values()]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []

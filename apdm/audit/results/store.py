@@ -147,8 +147,8 @@ class CellStore:
         source = next((folder / key for folder in self.earlier if _succeeded(folder / key)), None)
         if source is None or key in self:
             return False
-        with write_beside(self.folder / key, folder=True) as partial:
-            shutil.copytree(source, partial, dirs_exist_ok=True)
+        with write_beside(self.folder / key) as partial:
+            shutil.copytree(source, partial)
         return True
 
     def tidy(self, keys: Collection[str]) -> None:
