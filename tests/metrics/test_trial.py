@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def broken(crops: Tensor) -> Tensor:
             lambda crops: crops.flatten(1)[:, :8] * float("nan"),
             "gives values that are no numbers or infinite for a photo",
         ),
+        (
+            lambda crops: torch.cat([crops.flatten(1)[:, :8], torch.tensor([1.0, 1, 1, math.inf])[:, None]], dim=1),
+            "gives values that are no numbers or infinite for a photo",
+        ),
         (lambda crops: torch.ones(len(crops), 8), "gives the same for different photos, so it can judge nothing"),
     ],
 )
@@ -45,6 +50,21 @@ def test_an_encoder_that_cannot_judge_is_told_in_one_line(model: Callable[[Tenso
     with pytest.raises(UserError, match=f"^mine {said}") as error:
         try_encoder(encoder, PHOTOS)
     assert "\n" not in str(error.value)
+
+
+def test_a_network_that_tells_its_own_fault_is_not_spoken_for():
+    def refuses(crops: Tensor) -> Tensor:
+        raise UserError("mine.onnx: give pictures of 112 pixels")
+
+    with pytest.raises(UserError, match=r"^mine\.onnx: give pictures of 112 pixels$"):
+        try_encoder(AlignedEncoder("mine", 0.3, refuses, PortraitDetector()), PHOTOS)
+
+
+def test_equal_photos_may_look_the_same_and_others_may_differ_from_the_first_alone():
+    constant = AlignedEncoder("mine", 0.3, lambda crops: torch.ones(len(crops), 8), PortraitDetector())
+    try_encoder(constant, PHOTOS[:1].expand(4, -1, -1, -1))
+    falling = AlignedEncoder("mine", 0.3, lambda crops: torch.eye(4)[:, :2] * torch.tensor([1, 0]), PortraitDetector())
+    try_encoder(falling, PHOTOS)
 
 
 def test_scores_and_features_are_tried_as_well():
