@@ -152,6 +152,16 @@ def test_simac_drops_the_weakest_timestep_with_its_neighbours_and_moves_the_phot
         assert kept.tolist() == left
 
 
+@pytest.mark.parametrize(("trials", "fewest", "most"), [(50, 61, 100), (3, 879, 960)])
+def test_simac_ends_with_few_timesteps_or_after_its_trials(
+    trials: int, fewest: int, most: int, square: ProtectionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timesteps, "TRIALS", trials)
+    monkeypatch.setattr(timesteps, "_gradients", lambda task, photo, at: torch.ones(len(at), *photo.shape))
+    for left in timesteps.greedy_timesteps(again(square), epsilon=0.06, step_size=0.04):
+        assert fewest <= len(left) <= most  # one trial drops at most 40
+
+
 # -- DisDiff -------------------------------------------------------------------------------------------------------
 
 
