@@ -18,7 +18,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from apdm.app.worker import Job, Worker
@@ -141,7 +141,7 @@ class Session:
                         raise UserError(f"{both} would both be saved under one name; rename one")
                 self._changed()
                 shutil.move(place, self.photos / name)
-            return PhotoFile(self.photos / name, found.height, found.width)
+            return replace(found, path=self.photos / name)
         finally:
             delete(own)
 

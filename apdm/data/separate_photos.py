@@ -181,7 +181,10 @@ def _check_pair(one: PhotoSet, other: PhotoSet, why: str, *, same_names: bool) -
         same = f"{copies[0]} and {copies[1]} are the same photo"
         if os.path.samefile(*copies):
             same = f"{copies[0]} lies in {one.folder} and in {other.folder}"
-        raise UserError(f"{same}, but {why}: leave it in one of the two folders")
+        in_one = copies[0].parent == copies[1].parent  # whose last third is held out
+        raise UserError(
+            f"{same}, but {why}: {'remove one of them' if in_one else 'leave it in one of the two folders'}"
+        )
 
 
 def find_copy(one: PhotoSet, other: PhotoSet) -> tuple[Path, Path] | None:

@@ -1,7 +1,7 @@
 """Photos at their full size: reading, cropping as a trainer does, saving in 8 bits, and checking the saved file.
 
-A job may have thousands of photos of 12 megapixels. So before the work each is decoded once and only its size is kept
-(`PhotoFile`); the pixels (`Photo`) are read when the person's turn comes.
+A job may have thousands of photos of 12 megapixels. So before the work each is decoded once, and only its size and a hash of
+its pixels are kept (`PhotoFile`); the pixels (`Photo`) are read when the person's turn comes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class Photo:
         """The pixels as float32 in [0, 1], `[3, H, W]`."""
         return self.pixels.float() / 255
 
+    def hash(self) -> bytes:
+        """A hash of the pixels. Photos of other sizes may have the same."""
+        return hashlib.sha256(self.pixels.numpy().tobytes()).digest()
+
 
 def read_photo(path: Path) -> Photo:
     """Read a photo at its full size. Raises UserError if the file is no usable picture."""
@@ -62,20 +66,22 @@ class PhotoFile:
     Attributes:
         path: the file.
         height, width: the size of the upright photo in pixels.
+        pixels: hash of the pixels, see `Photo.hash`.
     """
 
     path: Path
     height: int
     width: int
+    pixels: bytes
 
     def read(self) -> Photo:
         """Read the photo.
 
         Raises:
-            UserError: the file cannot be read any more, or holds a photo of another size.
+            UserError: the file cannot be read any more, or holds another picture. Faces were looked for in the first.
         """
         photo = read_photo(self.path)
-        if photo.pixels.shape[1:] != (self.height, self.width):
+        if photo.pixels.shape[1:] != (self.height, self.width) or photo.hash() != self.pixels:
             raise UserError(f"{name_of(self.path)} was changed during the run; run the command again")
         return photo
 
@@ -85,7 +91,7 @@ class PhotoFile:
 
 
 def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object] | None = None) -> list[PhotoFile]:
-    """Read every photo of a subject once, and keep only their sizes. Warn about photos that are there twice.
+    """Read every photo of a subject once, and keep only sizes and hashes. Warn about photos that are there twice.
 
     Args:
         kind: the format of the protected photos.
@@ -110,13 +116,14 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
 
     def read(path: Path) -> PhotoFile:
         photo = read_photo(path)
-        first = pictures.setdefault(hashlib.sha256(photo.pixels.numpy().tobytes()).digest(), path)
+        pixels = photo.hash()
+        first = pictures.setdefault(pixels, path)
         if first is not path:
             message = "%s and %s are the same photo: both are protected, and their mean less so; leave one out"
             logger.warning(message, name_of(first), name_of(path, 1))
         if look is not None:
             look(photo)
-        return PhotoFile(path, *photo.pixels.shape[1:])
+        return PhotoFile(path, *photo.pixels.shape[1:], pixels)
 
     return each(subject.images, read)
 

@@ -42,7 +42,7 @@ def face(side: int) -> Face:
 def counted(number: int, side: int, where: Face, **options: Any) -> int:
     """Bytes by `PhotoMemory`."""
     choices: Any = [PersonsFace([where], 0, "only")] * number
-    found = PhotoMemory.of([PhotoFile(Path("s01/1.png"), HEIGHT, WIDTH)] * number, side, choices, **options)
+    found = PhotoMemory.of([PhotoFile(Path("s01/1.png"), HEIGHT, WIDTH, b"")] * number, side, choices, **options)
     return found.host + found.device
 
 
@@ -97,7 +97,7 @@ def test_more_memory_than_there_is_is_refused_and_less_is_not():
 
 
 def test_the_plan_says_how_many_photos_are_seen_as_copies():
-    files = [PhotoFile(Path("s01/1.png"), HEIGHT, WIDTH), PhotoFile(Path("s01/2.png"), 64, 80)]
+    files = [PhotoFile(Path("s01/1.png"), HEIGHT, WIDTH, b""), PhotoFile(Path("s01/2.png"), 64, 80, b"")]
     told = PhotoMemory.of(files, 100, momentum=False, batch_size=1)
     assert (told.large, told.photos, told.folder) == (1, 2, "s01")
     assert told.text(100).endswith("the fine-tuning layer sees 1 of 2 as copies with a shorter side of 100 pixels")

@@ -286,6 +286,22 @@ def test_photos_are_made_again_if_their_original_or_the_model_was_replaced(
     assert fourth["s01"] > third["s01"]
 
 
+def test_a_photo_that_is_replaced_while_others_are_protected_ends_the_run_and_the_next_one_takes_it(
+    people: Path, tmp_path: Path
+) -> None:
+    """Its faces were looked for at the start. Protected as it is now, figures would speak of two pictures."""
+    original, output = people / "s02/000.png", tmp_path / "out"
+
+    def turn_it(done: int, steps: int) -> None:
+        if (output / "images/s01/003.png").exists() and not (output / "images/s02").exists():
+            Image.open(original).rotate(180).save(original)
+
+    with pytest.raises(UserError, match=r"^s02/000\.png was changed during the run; run the command again$"):
+        perturb(load_config(PerturbConfig, arguments(people, output, **QUICK)), watch=turn_it)
+    assert not (output / "perturbation.json").exists() and not (output / "images/s02").exists()
+    assert len(here(people, output, **QUICK)["photos"]) == 8
+
+
 def test_a_stopped_run_leaves_no_figures_of_the_photos_before(people: Path, tmp_path: Path) -> None:
     here(people, tmp_path / "out", **QUICK)
     shutil.copytree(people / "s01", people / "s03")

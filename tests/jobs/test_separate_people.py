@@ -199,3 +199,16 @@ def test_the_audit_refuses_folders_that_share_people(
     assert main(["audit", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "audit").exists()
+
+
+def test_one_photo_twice_in_the_folder_of_a_person_can_be_removed(
+    people: Path, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = people / "attacker/s02"
+    again(own / "000.png", own / "zz.jpg")  # by name it is in the last third, which is held out
+    words = ["attack", str(tiny_pipeline), "--photos", str(own), "--resolution", "64"]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    said = (
+        f"{own}/000.png and {own}/zz.jpg are the same photo, but likeness is measured on photos that nobody trains on"
+    )
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{said}: remove one of them")
