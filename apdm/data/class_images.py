@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from apdm.core.errors import UserError
@@ -59,7 +60,7 @@ def own_class_images(recipe: PictureRecipe, folder: Path, *, replace: bool) -> l
         return []
     if not folder.is_dir():
         raise UserError(f"class_data_dir {folder} is a file; give the folder of the class pictures, or a new one")
-    if (folder / MARKER).exists():
+    if os.path.exists(folder / MARKER):
         raise UserError(f"class_data_dir {folder} is the output folder of a run; give the class pictures another")
     top, inside = list_folder(folder), _pictures_inside(folder)
     require_read(top)
@@ -96,7 +97,7 @@ def _pictures_inside(folder: Path) -> list[Path]:
     pictures = []
     for place, listing in walk(folder):
         for inner in listing.folders:
-            if (inner / RECIPE_FILE).exists() or (inner / MARKER).exists():
+            if any(os.path.exists(inner / name) for name in (RECIPE_FILE, MARKER)):
                 raise UserError(
                     f"{inner}, inside class_data_dir {folder}, was made by this program; give another folder"
                 )

@@ -123,7 +123,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, Listing]]:
             seen.add(real)
             listing = list_folder(place)
             yield place, listing
-            waiting += [inner for inner in reversed(listing.folders) if not (inner / MARKER).exists()]
+            waiting += [inner for inner in reversed(listing.folders) if not os.path.exists(inner / MARKER)]
 
 
 def is_litter(name: str) -> bool:

@@ -105,7 +105,7 @@ def find_subjects(
         raise UserError(f"{root}/{SAFE} belongs to no subject; partners go into {root}/<subject id>/{SAFE}/")
     named: dict[str, Path] = {}
     for folder in folders:
-        if (folder / MARKER).exists():
+        if os.path.exists(folder / MARKER):  # not of a folder that may not be read: `list_folder` says so
             raise UserError(f"{folder} is an output folder of apdm among the subjects; move it elsewhere")
         if named.setdefault(subject_id(folder), folder) is not folder:
             raise UserError(f"{root} has two folders that read {subject_id(folder)}; rename one, or put them together")

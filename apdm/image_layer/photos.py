@@ -1,7 +1,7 @@
 """Photos at their full size: reading, cropping as a trainer does, saving in 8 bits, and checking the saved file.
 
-A job may have thousands of photos of 12 megapixels. So before the work each is decoded once, and only its size and a hash of
-its pixels are kept (`PhotoFile`); the pixels (`Photo`) are read when the person's turn comes.
+A job may have thousands of photos of 12 megapixels. So before the work each is decoded once, and only its size and a
+hash of its pixels are kept (`PhotoFile`); the pixels (`Photo`) are read when the person's turn comes.
 """
 
 from __future__ import annotations

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ordinary_user import ordinary_user
 from PIL import Image
 
+from apdm.audit.inputs.people import PhotoFolders
+from apdm.config import AuditConfig
 from apdm.core.errors import UserError
 from apdm.data.photo_files import (
     formats,
@@ -227,14 +230,33 @@ def test_links_are_followed_once_and_a_loop_ends(tmp_path: Path):
     assert [place.name for place, _ in walk(tmp_path / "people")] == ["people", "ann", "bob"]
 
 
-def test_an_unreadable_file_or_folder_is_said(tmp_path: Path):
-    picture(tmp_path / "s01/1.png")
-    locked = picture(tmp_path / "s01/IMG_0001")
-    locked.chmod(0)
-    if os.access(locked, os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(UserError, match="s01/IMG_0001 cannot be read: Permission denied"):
-        find_subjects(tmp_path)
+@pytest.mark.parametrize(
+    ("locked", "said"),
+    [
+        ("people/s01/IMG_0001", "s01/IMG_0001 cannot be read: Permission denied"),
+        ("people/s01", "folder people/s01 cannot be read: Permission denied"),
+        ("people", "folder people cannot be read: Permission denied"),
+    ],
+)
+def test_an_unreadable_file_or_folder_is_said(
+    locked: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "people/s01/IMG_0001")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    Path(locked).chmod(0)
+    people = Path("people")
+    ways: list[Callable[[], object]] = [
+        lambda: find_subjects(people),
+        lambda: list_all_images(people),
+        lambda: PhotoFolders.below("people", AuditConfig()).load(16),
+    ]
+    try:
+        for way in ways:
+            with ordinary_user(), pytest.raises(UserError, match=said):
+                way()
+    finally:
+        Path(locked).chmod(0o755)
 
 
 def test_strangers_lie_loose_or_in_folders(tmp_path: Path):

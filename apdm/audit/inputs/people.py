@@ -15,6 +15,7 @@ hold-out photos either, the last third of each person's photos is held out from 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,7 +141,7 @@ class PhotoFolders:
         root = Path(subjects)
 
         def inside(name: str) -> str | None:
-            return str(root / name) if (root / name).is_dir() else None
+            return str(root / name) if os.path.isdir(root / name) else None
 
         attack = options.attack_data_dir or inside(ATTACKER) or subjects
         holdout = options.holdout_data_dir or inside(HOLDOUT)
