@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from apdm.core.errors import UserError, each
-from apdm.core.files import write_beside
+from apdm.core.files import sha256_file, write_beside
 from apdm.core.logging import get_logger
 from apdm.data.photo_files import NAME_BYTES, name_of, printable, stem
 from apdm.data.subjects import Subject, read_image
@@ -85,6 +85,13 @@ class PhotoFile:
             raise UserError(f"{name_of(self.path)} was changed during the run; run the command again")
         return photo
 
+    def file_hash(self) -> str:
+        """The SHA-256 of the file in hex. Raises UserError if the file cannot be read any more."""
+        try:
+            return sha256_file(self.path)
+        except OSError as error:
+            raise UserError(f"{name_of(self.path)} cannot be read any more: {error.strerror}") from None
+
     def name(self, kind: Format) -> str:
         """The file name of the protected photo: the name of the original with the suffix of the format."""
         return stem(self.path) + SUFFIX[kind]
@@ -123,7 +130,8 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
             logger.warning(message, name_of(first), name_of(path, 1))
         if look is not None:
             look(photo)
-        return PhotoFile(path, *photo.pixels.shape[1:], pixels)
+        height, width = photo.pixels.shape[1:]
+        return PhotoFile(path, height, width, pixels)
 
     return each(subject.images, read)
 

@@ -27,7 +27,7 @@ from PIL import Image
 from apdm.config import PerturbConfig, load_config
 from apdm.core.errors import Interrupted, UserError
 from apdm.export.manifest import verify_manifest
-from apdm.jobs.perturb import claim_photo_dir, perturb
+from apdm.jobs.perturb import claim_photo_dir, load_perturb, perturb
 from apdm.portraits import PIPELINE
 from apdm.portraits.subjects import write_subjects
 
@@ -300,6 +300,17 @@ def test_a_photo_that_is_replaced_while_others_are_protected_ends_the_run_and_th
         perturb(load_config(PerturbConfig, arguments(people, output, **QUICK)), watch=turn_it)
     assert not (output / "perturbation.json").exists() and not (output / "images/s02").exists()
     assert len(here(people, output, **QUICK)["photos"]) == 8
+
+
+def test_a_photo_that_is_removed_while_the_model_is_loaded_ends_the_run_in_one_line(
+    people: Path, tmp_path: Path
+) -> None:
+    config = load_config(PerturbConfig, arguments(people, tmp_path / "out", **QUICK))
+    job, family = load_perturb(config, quiet=True)
+    (people / "s02/000.png").unlink()
+    with pytest.raises(UserError, match=r"^s02/000\.png cannot be read any more: No such file or directory$"):
+        job.run(family, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_run_leaves_no_figures_of_the_photos_before(people: Path, tmp_path: Path) -> None:

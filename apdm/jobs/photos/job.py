@@ -17,7 +17,7 @@ from apdm.config.groups.image_layer import NO_METHOD
 from apdm.config.plugins import code_hash
 from apdm.core.disk import require_disk
 from apdm.core.errors import Faults, UserError, each
-from apdm.core.files import model_hash, sha256_file, write_json
+from apdm.core.files import model_hash, write_json
 from apdm.core.logging import get_logger
 from apdm.core.memory import peak_memory
 from apdm.core.signals import check_for_stop
@@ -294,9 +294,9 @@ class PhotoJob:
         common = {"model": model, "code": self.code, "networks": [network.sha256 for network in seen]}
 
         def of_subject(subject: str) -> dict[str, str]:
-            clean = [sha256_file(photo.path) for photo in self.clean.get(subject, ())]
+            clean = [photo.file_hash() for photo in self.clean.get(subject, ())]
             return {
-                photo.path.name: key_of({**common, "clean": clean, "photo": sha256_file(photo.path)})
+                photo.path.name: key_of({**common, "clean": clean, "photo": photo.file_hash()})
                 for photo in self.photos[subject]
             }
 
