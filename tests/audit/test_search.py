@@ -221,7 +221,17 @@ def test_the_first_trials_are_random_and_the_later_ones_follow_from_the_results(
 
     rising, falling = specs(lambda number: 0.01 * number), specs(lambda number: 1 - 0.01 * number)
     assert len(rising) == trials and rising[:random] == falling[:random]
-    assert trials == 1 or rising[random : random + 3] != falling[random : random + 3]
+    assert trials == 1 or rising[random] != falling[random]
+
+
+@needs_optuna
+@pytest.mark.parametrize("works", [True, False])
+def test_a_search_comes_to_the_attacks_that_give_the_most_likeness(works: bool):
+    def settle(cell: Any) -> AttackRow:
+        return attack_row([at(1, 0.9 if ("lora" in cell) is works else 0.1)])
+
+    later = [row for _, row in searcher(40).run(settle)][20:]
+    assert sum(row.curve[0].identity["one"].mean == 0.9 for row in later) > len(later) / 2
 
 
 @needs_optuna
@@ -261,6 +271,11 @@ def test_each_person_has_costs_of_their_own_and_none_where_the_nominal_attack_sh
     ]
     costs = search_costs(searches, 0.8)
     assert [(cost.subject, cost.factor.factor) for cost in costs] == [("s03", 3.0), ("s01", 2.0)]
+
+
+@needs_optuna
+def test_a_search_may_begin_with_its_package():
+    check_search()
 
 
 def test_a_search_without_its_package_is_refused_by_the_name_of_the_extra(monkeypatch):
