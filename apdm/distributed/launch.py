@@ -321,13 +321,15 @@ def stop_on_signals_or_loss(
     """
     with (
         stop_on_signals(advice, kept=kept, runs_jobs=runs_jobs) as stop,
-        _lost_processes_reported(processes, advice, kept),
+        _lost_processes_reported(processes, stop, advice, kept),
     ):
         yield stop
 
 
 @contextmanager
-def _lost_processes_reported(processes: ProcessGroup, advice: str, kept: Callable[[], bool]) -> Iterator[None]:
+def _lost_processes_reported(
+    processes: ProcessGroup, stop: Stop, advice: str, kept: Callable[[], bool]
+) -> Iterator[None]:
     """Replace torch's error about a lost connection by one line that says that another process of the run has ended."""
     try:
         yield
@@ -335,6 +337,8 @@ def _lost_processes_reported(processes: ProcessGroup, advice: str, kept: Callabl
         words = ("connection", "broken pipe", "socket closed", "timed out", "timeout", "remote process exited")
         if processes.size == 1 or not any(word in str(error).lower() for word in words):
             raise
+        if stop.asked:  # as all processes were, and another one has ended first
+            raise Interrupted from None
         further = f"; {command_advice() or advice}" if kept() else f" {NOTHING_KEPT}"
         raise Interrupted(
             f"process {processes.index}: another process of this run has ended{further} ({first_line(error)})"

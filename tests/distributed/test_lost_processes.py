@@ -13,7 +13,7 @@ from launched import child_of_rank, finish, start, wait_for
 from tiny_run import arguments, flags, write_people
 
 from apdm.core.errors import Interrupted
-from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE
+from apdm.core.signals import KEPT_AND_RESUMED, NOTHING_KEPT, RESUME_ADVICE
 from apdm.distributed.launch import stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
 from apdm.jobs.hardening.checkpoint import Checkpoint
@@ -91,3 +91,16 @@ def test_only_a_broken_connection_means_that_another_process_has_ended(
     ):
         raise RuntimeError(said)
     assert (advice in str(ending.value)) == gone
+
+
+def test_a_connection_that_breaks_because_all_processes_are_told_to_stop_is_that_stop() -> None:
+    processes = ProcessGroup()
+    processes.index, processes.size = 0, 2
+    with (
+        pytest.raises(Interrupted, match=f"^{KEPT_AND_RESUMED}$") as ending,
+        stop_on_signals_or_loss(processes, kept=lambda: True) as stop,
+        stop.postponed(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+    assert ending.value.number == signal.SIGTERM
