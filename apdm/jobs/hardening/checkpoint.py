@@ -303,16 +303,15 @@ def check(checkpoint: Checkpoint, facts: Mapping[str, Any], config: HardenConfig
             f"{checkpoint.folder} is past max_train_steps {config.max_train_steps}; raise it or choose an earlier one"
         )
     saved, pixels = checkpoint.facts.get("pixels", {}), facts.get("pixels", {})
-    message = "%s are not those that the run was begun with; from step %d on it goes on with the new ones"
+    begun, then = "that the run was begun with", f"from step {checkpoint.step + 1} on it goes on with what is new"
+    if checkpoint.step == config.max_train_steps:
+        then = "all steps are done, so the model has learned nothing from what is new"
     if changed := [one.partition("/")[2] for one in pixels if saved.get(one, pixels[one]) != pixels[one]]:
-        logger.warning(message, f"photos, partners or captions of {', '.join(changed)}", checkpoint.step + 1)
+        logger.warning("photos, partners or captions of %s are not those %s; %s", ", ".join(changed), begun, then)
     if checkpoint.facts.get("code", facts.get("code")) != facts.get("code"):
-        logger.warning(
-            "the objective's file was changed since the run was begun; from step %d on it goes on with the new one",
-            checkpoint.step + 1,
-        )
+        logger.warning("the objective's file was changed since the run was begun; %s", then)
     if checkpoint.facts.get("class", facts["class"]) != facts["class"]:
-        logger.warning(message, "the class pictures", checkpoint.step + 1)
+        logger.warning("the class pictures are not those %s; %s", begun, then)
     for line in compare({**default_fingerprint(), **checkpoint.facts["config"]}, fingerprint(config)):
         logger.warning("%s", line)
 

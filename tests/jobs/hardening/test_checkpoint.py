@@ -310,11 +310,12 @@ def test_what_is_learnt_and_was_changed_meanwhile_is_told(
         ImageOps.mirror(Image.open(file)).save(file)
     elif changed:
         file.write_text("a photo of sks person, smiling")
-    capsys.readouterr()
-    assert run(tmp_path / "run", max_train_steps=3, resume_from_checkpoint="latest", **learnt) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "begun with" in line]
-    assert len(said) == (told is not None)
-    assert told is None or f"{told} not those that the run was begun with; from step 3 on" in said[0]
+    for steps, then in {2: "all steps are done, so", 3: "from step 3 on it goes on"}.items():
+        capsys.readouterr()
+        assert run(tmp_path / "run", max_train_steps=steps, resume_from_checkpoint="latest", **learnt) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "begun with" in line]
+        assert len(said) == (told is not None)
+        assert told is None or f"{told} not those that the run was begun with; {then}" in said[0]
 
 
 def test_a_disk_that_takes_no_more_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
