@@ -31,7 +31,7 @@ from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.search import Search, SearchCost, SearchResults, SearchTrial, TrialPoint
 from apdm.audit.results.store import CellStore, tensor_hash
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import check_for_stop, stop_on_signals
+from apdm.core.signals import check_for_stop, how_to_go_on, stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 from apdm.metrics.identity import face_rate
@@ -121,7 +121,7 @@ def run_search(plan: AuditPlan, runner: CellRunner, store: CellStore, processes:
         searches = [_figures_of(one, one.run(lambda cell: _kept(store, cell))) for one in searchers]
     except Interrupted as interruption:
         raise Interrupted(
-            f"finished trials are kept in {store.folder.name}/; the same command goes on from there",
+            f"finished trials are kept in {store.folder.name}/; {how_to_go_on()}",
             number=interruption.number,
             reported_by_other_process=not processes.is_main,
         ) from None

@@ -15,13 +15,10 @@ from apdm.core.disk import MENDS, CannotWrite, error_number
 from apdm.core.errors import Interrupted
 from apdm.core.launcher import is_main_process, stop_with_launcher
 
-RESUME_ADVICE = "the same command with --resume_from_checkpoint latest goes on"
-KEPT_AND_RESUMED = f"what is done so far is kept; {RESUME_ADVICE}"
+KEPT = "what is done so far is kept"
+SAME_COMMAND = "the same command goes on"
+RESUME = "the same command with --resume_from_checkpoint latest goes on"
 AGAIN = "then run the same command again"
-# What users are told by a command that runs whole jobs, such as `apdm reproduce`, in place of what each job would say.
-_OF_THE_COMMAND: ContextVar[str | None] = ContextVar("_OF_THE_COMMAND", default=None)
-# What the caller of the block was handling when it began, such as the stop of an earlier job.
-_HANDLED: ContextVar[BaseException | None] = ContextVar("_HANDLED", default=None)
 NOTHING_KEPT = "before anything was finished that could be gone on with; the same command starts again"
 
 # Ctrl-C and kill; a closed terminal; what Slurm, SGE and LSF send before the time limit; the soft limit of CPU time.
@@ -31,14 +28,22 @@ STOP_SIGNALS = (
 )
 
 
-def resume_advice() -> str:
-    """Return how users continue a hardening that was stopped, as the command that they gave can be continued."""
-    return _OF_THE_COMMAND.get() or RESUME_ADVICE
+# How the job at work is continued, or the command that runs it among other jobs.
+_GO_ON = ContextVar("_GO_ON", default=SAME_COMMAND)
+# (which work is kept, how to continue) of a command that runs whole jobs, such as `apdm reproduce`.
+_COMMAND: ContextVar[tuple[str, str] | None] = ContextVar("_COMMAND", default=None)
+# What the caller of the block was handling when it began, such as the stop of an earlier job.
+_HANDLED: ContextVar[BaseException | None] = ContextVar("_HANDLED", default=None)
 
 
-def command_advice() -> str | None:
-    """Return how users continue the command that runs this job among others; None if the job is the command."""
-    return _OF_THE_COMMAND.get()
+def how_to_go_on() -> str:
+    """Return how users continue the job at work, as the command that they gave can be continued."""
+    return _GO_ON.get()
+
+
+def is_part_of_command() -> bool:
+    """Whether a command that runs whole jobs runs the job at work."""
+    return _COMMAND.get() is not None
 
 
 class Stop:
@@ -88,7 +93,11 @@ _STOP: ContextVar[Stop | None] = ContextVar("_STOP", default=None)  # of the inn
 
 @contextmanager
 def stop_on_signals(
-    advice: str = KEPT_AND_RESUMED, *, kept: Callable[[], bool] | None = None, runs_jobs: bool = False
+    kept_work: str = KEPT,
+    go_on: str = SAME_COMMAND,
+    *,
+    kept: Callable[[], bool] | None = None,
+    runs_jobs: bool = False,
 ) -> Iterator[Stop]:
     """Handle `STOP_SIGNALS` with a `Stop` in this block. Afterwards the earlier handlers are restored.
 
@@ -98,11 +107,12 @@ def stop_on_signals(
     Python allows signal handlers only in the main thread. In any other thread, this sets no handlers.
 
     Args:
-        advice: what users are told if `kept` returns true: which work is kept, and how to continue.
+        kept_work: what users are told if `kept` returns true: which work is kept.
+        go_on: what they are told then: how to continue.
         kept: whether there is work to go on from. It is called when the block ends early. None if the block is a part
             of a job, and the job itself tells.
-        runs_jobs: whether whole jobs run in this block, which have such blocks of their own. Then they give this
-            block's advice in place of theirs.
+        runs_jobs: whether whole jobs run in this block, which have such blocks of their own. Then they tell what
+            this block tells.
 
     Yields:
         The `Stop`.
@@ -111,10 +121,12 @@ def stop_on_signals(
         Interrupted: the block was interrupted. `resumable` and the message say whether it can be continued.
         CannotWrite: the disk takes no more. The message says whether the job can be continued.
     """
-    of_the_command = _OF_THE_COMMAND.get()
-    if of_the_command is not None and kept is not None:
-        advice, kept = of_the_command, lambda: True
-    inner = _OF_THE_COMMAND.set(advice) if runs_jobs else None
+    command = _COMMAND.get()
+    if command is not None and kept is not None:
+        (kept_work, go_on), kept = command, lambda: True
+    advice = f"{kept_work}; {go_on}"
+    outer_command = _COMMAND.set((kept_work, go_on) if runs_jobs else command)
+    outer_go_on = _GO_ON.set(go_on if kept is not None else _GO_ON.get())
     outside = _HANDLED.set(sys.exception())
     stop = Stop()
     around = _STOP.set(stop)
@@ -126,13 +138,13 @@ def stop_on_signals(
         yield stop
     except BaseException as error:
         if interruption := interruption_in(error):
-            raise _ending(interruption, stop, advice, kept, runs_jobs=runs_jobs) from None
+            raise _ending(interruption, stop, kept, advice, must_say=go_on if runs_jobs else "") from None
         if kept is not None and isinstance(error, Exception) and (number := error_number(error)) in MENDS:
             raise _full_disk(error, number, advice if kept() else AGAIN) from None
         raise
     finally:
-        if inner is not None:
-            _OF_THE_COMMAND.reset(inner)
+        _COMMAND.reset(outer_command)
+        _GO_ON.reset(outer_go_on)
         _HANDLED.reset(outside)
         _STOP.reset(around)
         for number, handler in before.items():
@@ -142,19 +154,23 @@ def stop_on_signals(
 def _ending(
     interruption: Interrupted | KeyboardInterrupt,
     stop: Stop,
-    advice: str,
     kept: Callable[[], bool] | None,
+    advice: str,
     *,
-    runs_jobs: bool,
+    must_say: str,
 ) -> Interrupted:
-    """Return the exception that ends a block of `stop_on_signals`, whose arguments these are."""
+    """Return the exception that ends a block of `stop_on_signals`.
+
+    Args:
+        advice: which work is kept, and how to continue.
+        must_say: a message that lacks these words is replaced by the advice; an empty one is in any case.
+    """
     ending = interruption if isinstance(interruption, Interrupted) else Interrupted()
     ending.number = ending.number or stop.number
     if kept is None:
         return ending
     ending.resumable = kept()
-    other_advice = runs_jobs and advice not in str(ending)  # of a job, and the command is continued in another way
-    if not str(ending) or other_advice:
+    if not str(ending) or must_say not in str(ending):
         ending.args = (advice if ending.resumable else NOTHING_KEPT,)
         ending.reported_by_other_process = not is_main_process()  # every process of a run gets the signal
     return ending

@@ -20,14 +20,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from apdm.core.errors import Interrupted, UserError, first_line
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
-from apdm.core.signals import (
-    KEPT_AND_RESUMED,
-    NOTHING_KEPT,
-    Stop,
-    command_advice,
-    ctrl_c_kills,
-    stop_on_signals,
-)
+from apdm.core.signals import KEPT, NOTHING_KEPT, SAME_COMMAND, Stop, ctrl_c_kills, how_to_go_on, stop_on_signals
 from apdm.distributed.deepspeed import build_fault, require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
@@ -309,7 +302,8 @@ def make_autocast(mixed_precision: Precision, accelerator: Accelerator) -> Calla
 @contextmanager
 def stop_on_signals_or_loss(
     processes: ProcessGroup,
-    advice: str = KEPT_AND_RESUMED,
+    kept_work: str = KEPT,
+    go_on: str = SAME_COMMAND,
     *,
     kept: Callable[[], bool],
     runs_jobs: bool = False,
@@ -320,16 +314,14 @@ def stop_on_signals_or_loss(
         Interrupted: the block was interrupted, or torch lost the connection to another process.
     """
     with (
-        stop_on_signals(advice, kept=kept, runs_jobs=runs_jobs) as stop,
-        _lost_processes_reported(processes, stop, advice, kept),
+        stop_on_signals(kept_work, go_on, kept=kept, runs_jobs=runs_jobs) as stop,
+        _lost_processes_reported(processes, stop, kept),
     ):
         yield stop
 
 
 @contextmanager
-def _lost_processes_reported(
-    processes: ProcessGroup, stop: Stop, advice: str, kept: Callable[[], bool]
-) -> Iterator[None]:
+def _lost_processes_reported(processes: ProcessGroup, stop: Stop, kept: Callable[[], bool]) -> Iterator[None]:
     """Replace torch's error about a lost connection by one line that says that another process of the run has ended."""
     try:
         yield
@@ -339,7 +331,7 @@ def _lost_processes_reported(
             raise
         if stop.asked:  # as all processes were, and another one has ended first
             raise Interrupted from None
-        further = f"; {command_advice() or advice}" if kept() else f" {NOTHING_KEPT}"
+        further = f"; {how_to_go_on()}" if kept() else f" {NOTHING_KEPT}"
         raise Interrupted(
             f"process {processes.index}: another process of this run has ended{further} ({first_line(error)})"
         ) from None

@@ -22,6 +22,7 @@ from apdm.core.disk import CannotWrite
 from apdm.core.errors import UserError
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.memory import peak_memory
+from apdm.core.signals import RESUME
 from apdm.core.stages import Stages
 from apdm.distributed.launch import SHARDED, EngineKind, engine_kind, make_accelerator, stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
@@ -84,7 +85,7 @@ def harden(config: HardenConfig, *, command: str | None = None, part: bool = Tru
         """Whether there is a checkpoint to go on from: of this run, or of the one that it continues."""
         return bool((claimed or config.resume_from_checkpoint) and checkpoints.find_all(output))
 
-    with stop_on_signals_or_loss(processes, kept=kept) as stop, ExitStack() as held:
+    with stop_on_signals_or_loss(processes, go_on=RESUME, kept=kept) as stop, ExitStack() as held:
         kind = processes.all_or_raise(lambda: check_options(config, accelerator, processes))
         processes.on_main(lambda: reserve_repository(config))
         stages = held.enter_context(harden_stages(config))

@@ -38,7 +38,7 @@ from apdm.jobs.common.tracked import start_tracker
 from apdm.jobs.photos.job import PhotoJob, Watch, unwatched
 from apdm.jobs.planning.plan import perturb_plan, show_plan
 
-KEPT = "photos that are finished are kept; the same command goes on"
+KEPT = "photos that are finished are kept"
 
 
 @dataclass(frozen=True, kw_only=True)

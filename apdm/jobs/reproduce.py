@@ -36,7 +36,7 @@ from apdm.report.table_page import markdown, write_table_page
 
 logger = get_logger(__name__)
 
-KEPT = "what is finished is kept; the same command goes on"
+KEPT = "what is finished is kept"
 MINIATURE = (
     "This table is of the miniature world: drawn people and a small bundled model. Its figures are not the paper's "
     "figures, and say nothing about Stable Diffusion."

@@ -15,18 +15,33 @@ import pytest
 from real_signals import stopped_in_a_library
 
 from apdm.core.errors import Interrupted, UserError
-from apdm.core.signals import NOTHING_KEPT, RESUME_ADVICE, STOP_SIGNALS, check_for_stop, resume_advice, stop_on_signals
+from apdm.core.signals import (
+    NOTHING_KEPT,
+    SAME_COMMAND,
+    STOP_SIGNALS,
+    check_for_stop,
+    how_to_go_on,
+    is_part_of_command,
+    stop_on_signals,
+)
 
 ROOT = Path(__file__).parents[2]
+
+
+def yes() -> bool:
+    return True
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_signal_stops_the_job_and_says_whether_it_can_go_on(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+    with (
+        pytest.raises(Interrupted, match="^kept; go on$") as ending,
+        stop_on_signals("kept", "go on", kept=yes),
+    ):
         os.kill(os.getpid(), number)
     assert (ending.value.number, ending.value.resumable) == (number, True)
-    with pytest.raises(Interrupted) as ending, stop_on_signals("go on", kept=lambda: False):
+    with pytest.raises(Interrupted) as ending, stop_on_signals("kept", "go on", kept=lambda: False):
         os.kill(os.getpid(), number)
     assert (str(ending.value), ending.value.resumable) == (NOTHING_KEPT, False)
     assert signal.getsignal(number) == before
@@ -34,18 +49,21 @@ def test_a_signal_stops_the_job_and_says_whether_it_can_go_on(number: signal.Sig
 
 def test_jobs_that_a_command_runs_say_how_the_command_goes_on() -> None:
     with (
-        pytest.raises(Interrupted, match="^do it again$") as ending,
-        stop_on_signals("do it again", kept=lambda: True, runs_jobs=True),
+        pytest.raises(Interrupted, match="^kept; do it again$") as ending,
+        stop_on_signals("kept", "do it again", kept=yes, runs_jobs=True),
     ):
-        assert resume_advice() == "do it again"
-        with stop_on_signals("as the job goes on", kept=lambda: False):
+        assert how_to_go_on() == "do it again" and is_part_of_command()
+        with stop_on_signals(go_on="as the job goes on", kept=lambda: False):
+            assert how_to_go_on() == "do it again"
             os.kill(os.getpid(), signal.SIGINT)
-    assert ending.value.resumable and resume_advice() == RESUME_ADVICE
+    assert ending.value.resumable and how_to_go_on() == SAME_COMMAND and not is_part_of_command()
     with (
-        pytest.raises(Interrupted, match="^do it again$"),
-        stop_on_signals("do it again", kept=lambda: True, runs_jobs=True),
+        pytest.raises(Interrupted, match="^kept; do it again$"),
+        stop_on_signals("kept", "do it again", kept=yes, runs_jobs=True),
     ):
         raise Interrupted("go on with another command")
+    with stop_on_signals(go_on="as the job goes on", kept=yes), stop_on_signals():
+        assert how_to_go_on() == "as the job goes on"
 
 
 def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
@@ -74,7 +92,10 @@ def take_for_a_damaged_file() -> None:
 
 @pytest.mark.parametrize("library", [stopped_in_a_library, take_for_a_damaged_file])
 def test_an_error_of_a_library_that_was_interrupted_counts_as_the_stop(library: Callable[[], None]) -> None:
-    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+    with (
+        pytest.raises(Interrupted, match="^kept; go on$") as ending,
+        stop_on_signals("kept", "go on", kept=yes),
+    ):
         library()
     assert (ending.value.number, ending.value.resumable) == (signal.SIGTERM, True)
 
@@ -84,12 +105,15 @@ def test_an_error_of_a_job_that_begins_after_a_stop_is_raised_as_it_is() -> None
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
-            with stop_on_signals("go on", kept=lambda: True):
+            with stop_on_signals("kept", "go on", kept=yes):
                 raise ValueError("a fault") from None
 
 
 def test_a_signal_is_heard_again_where_a_library_has_lost_the_first_one() -> None:
-    with pytest.raises(Interrupted, match="^go on$") as ending, stop_on_signals("go on", kept=lambda: True):
+    with (
+        pytest.raises(Interrupted, match="^kept; go on$") as ending,
+        stop_on_signals("kept", "go on", kept=yes),
+    ):
         with suppress(BaseException):
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -99,7 +123,7 @@ def test_a_signal_is_heard_again_where_a_library_has_lost_the_first_one() -> Non
 
 def test_long_work_finds_a_stop_that_a_library_has_lost() -> None:
     check_for_stop()
-    with pytest.raises(Interrupted, match="^go on$"), stop_on_signals("go on", kept=lambda: True) as stop:
+    with pytest.raises(Interrupted, match="^kept; go on$"), stop_on_signals("kept", "go on", kept=yes) as stop:
         check_for_stop()
         with suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)

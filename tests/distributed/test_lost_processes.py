@@ -13,7 +13,7 @@ from launched import child_of_rank, finish, start, wait_for
 from tiny_run import arguments, flags, write_people
 
 from apdm.core.errors import Interrupted
-from apdm.core.signals import KEPT_AND_RESUMED, NOTHING_KEPT, RESUME_ADVICE
+from apdm.core.signals import KEPT, NOTHING_KEPT, SAME_COMMAND
 from apdm.distributed.launch import stop_on_signals_or_loss
 from apdm.distributed.processes import ProcessGroup
 from apdm.jobs.hardening.checkpoint import Checkpoint
@@ -79,7 +79,7 @@ def test_a_process_that_waits_for_one_that_has_died_says_so_without_a_traceback(
         ("NCCL error: Error while creating shared memory segment /dev/shm/nccl-abc (size 9637888)", False),
     ],
 )
-@pytest.mark.parametrize(("kept", "advice"), [(True, RESUME_ADVICE), (False, NOTHING_KEPT)])
+@pytest.mark.parametrize(("kept", "advice"), [(True, SAME_COMMAND), (False, NOTHING_KEPT)])
 def test_only_a_broken_connection_means_that_another_process_has_ended(
     said: str, gone: bool, kept: bool, advice: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_connection_that_breaks_because_all_processes_are_told_to_stop_is_that
     processes = ProcessGroup()
     processes.index, processes.size = 0, 2
     with (
-        pytest.raises(Interrupted, match=f"^{KEPT_AND_RESUMED}$") as ending,
+        pytest.raises(Interrupted, match=f"^{KEPT}; {SAME_COMMAND}$") as ending,
         stop_on_signals_or_loss(processes, kept=lambda: True) as stop,
         stop.postponed(),
     ):

@@ -180,7 +180,7 @@ def test_an_interrupted_audit_says_what_is_kept_and_how_to_go_on(
     os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 3, stderr
-    assert "cells are finished and kept in cells/; the same command goes on" in stderr.splitlines()[-1]
+    assert stderr.rstrip().endswith("cells are finished and kept in cells/; the same command goes on")
 
 
 def test_two_processes_share_the_cells_and_give_the_same_results(folders: dict[str, Path], whole: Path, tmp_path: Path):

@@ -110,7 +110,7 @@ def test_a_disk_that_became_full_while_the_run_trained_has_its_training_kept_els
     thread = threading.Thread(target=fill_later, daemon=True)
     thread.start()
     drawn = {"validation.steps": 1, "validation.num_images": 1, "validation.num_inference_steps": 1}
-    with stop_on_signals("do it again", kept=lambda: True, runs_jobs=True) if in_table else nullcontext():
+    with stop_on_signals(go_on="do it again", kept=lambda: True, runs_jobs=True) if in_table else nullcontext():
         assert run(output, max_train_steps=400, **drawn) == 2
     thread.join(timeout=10)
     said = last_line(capsys)
@@ -218,11 +218,11 @@ def test_a_fault_of_the_disk_names_the_file_and_leaves_what_was_there(tmp_path: 
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
 
 
-@pytest.mark.parametrize(("kept", "words"), [(True, "go on"), (False, "then run the same command again")])
+@pytest.mark.parametrize(("kept", "words"), [(True, "kept; go on"), (False, "then run the same command again")])
 def test_a_job_adds_how_it_can_go_on(kept: bool, words: str) -> None:
     with (
         pytest.raises(CannotWrite, match=f"a file cannot be written: No space left on device; make room; {words}$"),
-        stop_on_signals("go on", kept=lambda: kept),
+        stop_on_signals("kept", "go on", kept=lambda: kept),
     ):
         raise OSError(28, "No space left on device")
 

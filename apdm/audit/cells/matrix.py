@@ -18,7 +18,7 @@ from apdm.audit.results.picture_names import ATTENTION, COURSE, picture_name
 from apdm.audit.results.schema import from_json, to_json
 from apdm.audit.results.store import CellStore, KeptPictures, tensor_hash
 from apdm.core.errors import Interrupted
-from apdm.core.signals import check_for_stop, stop_on_signals
+from apdm.core.signals import check_for_stop, how_to_go_on, stop_on_signals
 from apdm.core.terminal import progress_bar
 from apdm.distributed.processes import ProcessGroup
 
@@ -89,8 +89,7 @@ class Matrix:
         except Interrupted as interruption:
             done = sum(cell.key in store for cell in self.cells)
             raise Interrupted(
-                f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; "
-                "the same command goes on from there (apdm harden: with --resume_from_checkpoint latest)",
+                f"{done} of {len(self.cells)} cells are finished and kept in {store.folder.name}/; {how_to_go_on()}",
                 number=interruption.number,
                 reported_by_other_process=not processes.is_main,
             ) from None

@@ -24,7 +24,7 @@ from apdm.export.layout import (
 from apdm.jobs.common.first_checks import check_made_by
 from apdm.jobs.common.prepare import goes_on, resolved
 
-KEPT = "finished attacks are kept; the same command goes on"
+KEPT = "finished attacks are kept"
 
 
 def has_finished_attacks(output: Path) -> bool:

@@ -28,7 +28,7 @@ from apdm.config.options import options_by_path
 from apdm.core.errors import UserError
 from apdm.core.files import CHECKPOINT, delete, list_files, sha256_file, write_beside
 from apdm.core.logging import get_logger
-from apdm.core.signals import command_advice
+from apdm.core.signals import how_to_go_on, is_part_of_command
 
 logger = get_logger(__name__)
 
@@ -161,14 +161,14 @@ def find(output: Path, wanted: str | None) -> Checkpoint | None:
     )
 
 
-def how_to_go_on(folder: Path, output: Path) -> str:
+def how_to_go_on_from(folder: Path, output: Path) -> str:
     """Say how a run goes on from a checkpoint that a full disk has sent to another place than its output folder.
 
     A command that runs jobs, such as `apdm reproduce`, looks for their checkpoints in their output folders alone.
     """
-    advice = command_advice()
-    where = shlex.quote(str(folder))
-    return f"--resume_from_checkpoint {where} goes on" if advice is None else f"move {folder} into {output}; {advice}"
+    if is_part_of_command():
+        return f"move {folder} into {output}; {how_to_go_on()}"
+    return f"--resume_from_checkpoint {shlex.quote(str(folder))} goes on"
 
 
 def folder_of(output: Path, step: int) -> Path:

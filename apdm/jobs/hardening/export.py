@@ -115,7 +115,7 @@ def name_checkpoint(fault: CannotWrite, checkpoint: Path | None, output: Path) -
     """Say in a fault of the export where the training is kept, if its checkpoint is not in the output folder."""
     if checkpoint is None or checkpoint.parent == output:
         return fault
-    message = f"{fault}; the training is kept: {checkpoints.how_to_go_on(checkpoint, output)}"
+    message = f"{fault}; the training is kept: {checkpoints.how_to_go_on_from(checkpoint, output)}"
     return CannotWrite(message, fault.number, says_how_to_go_on=True)
 
 

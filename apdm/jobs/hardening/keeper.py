@@ -87,7 +87,7 @@ class Keeper:
         except CannotWrite:
             self.processes.on_main(lambda: delete(place))
             return fault
-        going_on = checkpoints.how_to_go_on(checkpoints.folder_of(place, counters.step), self.output)
+        going_on = checkpoints.how_to_go_on_from(checkpoints.folder_of(place, counters.step), self.output)
         told = f"{fault}; step {counters.step} is kept elsewhere: {going_on}"
         return CannotWrite(told, fault.number, says_how_to_go_on=True)
 

@@ -14,7 +14,7 @@ from apdm.config import HardenConfig
 from apdm.core.disk import CannotWrite
 from apdm.core.errors import Interrupted, UserError
 from apdm.core.logging import get_logger
-from apdm.core.signals import Stop, resume_advice
+from apdm.core.signals import Stop, how_to_go_on
 from apdm.core.terminal import progress_bar
 from apdm.distributed.trackers import Tracker
 from apdm.jobs.hardening.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ def run_training(
                 keeper.save(counters)
             if interrupted:
                 raise Interrupted(
-                    f"after outer step {step}, with a checkpoint in {output}; {resume_advice()}",
+                    f"after outer step {step}, with a checkpoint in {output}; {how_to_go_on()}",
                     number=stop.number,
                     reported_by_other_process=not processes.is_main,
                 )
