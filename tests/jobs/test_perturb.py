@@ -19,30 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from changed_copy import changed_copy
 from foreign import foreign_lines
 from in_process import run_here
+from perturb_run import QUICK, ROOT, arguments, files, here
 from PIL import Image
 
 from apdm.config import PerturbConfig, load_config
 from apdm.core.errors import Interrupted, UserError
 from apdm.export.manifest import verify_manifest
-from apdm.jobs.perturb import claim_photo_dir, load_perturb, perturb
-from apdm.portraits import PIPELINE
+from apdm.jobs.perturb import claim_photo_dir, perturb
 from apdm.portraits.subjects import write_subjects
 
-ROOT = Path(__file__).parents[2]
-QUICK = {"image_layer.method": "noise", "image_layer.zero_shot.enabled": "false"}  # where only files matter
 SLOW = {"image_layer.dladiff.rounds": 5}  # where a run must be stopped while it works
-SHORT = {
-    "image_layer.dladiff.static_steps": 2,
-    "image_layer.dladiff.rounds": 2,
-    "image_layer.dladiff.attention_steps": 1,
-    "image_layer.dladiff.conditional_steps": 1,
-    "image_layer.dladiff.surrogate_steps": 1,
-    "image_layer.zero_shot.max_steps": 6,
-    "num_threads": 1,
-}
 
 
 @pytest.fixture
@@ -59,24 +47,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_subjects(folder / "people", protected=2, others=0, consenting=0, strangers=1)
     here(folder / "people/protected", folder / "out")
     return folder / "people/protected", folder / "out"
-
-
-def arguments(people: Path, output: Path, **changes: object) -> list[str]:
-    options = {
-        "pretrained_model_name_or_path": PIPELINE,
-        "instance_data_dir": people,
-        "output_dir": output,
-        **SHORT,
-        **changes,
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    return ["--config", str(ROOT / "configs/dladiff-portrait.yaml"), *flags]
-
-
-def here(people: Path, output: Path, **changes: object) -> dict:
-    """The same job in this process; its perturbation.json."""
-    perturb(load_config(PerturbConfig, arguments(people, output, **changes)))
-    return json.loads((output / "perturbation.json").read_text())
 
 
 def command(*argv: str) -> list[str]:
@@ -99,10 +69,6 @@ def on_a_terminal(words: Sequence[str]) -> tuple[int, str]:
             said += part
     os.close(terminal)
     return process.wait(timeout=300), said.decode(errors="replace").replace("\r\n", "\n")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.*")) if p.is_file()}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -171,18 +137,6 @@ def test_a_photo_that_was_changed_or_lost_is_made_again(finished: tuple[Path, Pa
     assert files(tmp_path / "out/images") == known
 
 
-def test_what_was_protected_of_a_photo_that_is_gone_goes_too(people: Path, tmp_path: Path):
-    own, output = tmp_path / "own", tmp_path / "out"
-    shutil.copytree(people, own)
-    here(own, output, **QUICK)
-    (own / "s01/003.png").unlink()
-    shutil.rmtree(own / "s02")
-    facts = here(own, output, **QUICK)
-    assert sorted(files(output / "images")) == ["s01/000.png", "s01/001.png", "s01/002.png"]
-    assert len(facts["photos"]) == 3 and not (output / "images/s02").exists()
-    assert verify_manifest(output) == []
-
-
 def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, tmp_path: Path):
     words = command(*arguments(people, tmp_path / "out", **SLOW))
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -245,72 +199,6 @@ def test_jpeg_is_written_on_request_and_its_loss_said(people: Path, tmp_path: Pa
     assert facts["format"] == "jpeg" and "JPEG" in caplog.text
     again = here(people, tmp_path / "out", **{"image_layer.format": "jpeg"})
     assert [row["visible"] for row in again["photos"]] == [row["visible"] for row in facts["photos"]]
-
-
-def test_a_jpeg_of_another_picture_is_not_taken_for_a_finished_photo(people: Path, tmp_path: Path):
-    here(people, tmp_path / "out", **QUICK, **{"image_layer.format": "jpeg"})
-    shipped = tmp_path / "out/images/s01/000.jpg"
-    good = shipped.read_bytes()
-    Image.new("RGB", Image.open(shipped).size, "magenta").save(shipped)
-    here(people, tmp_path / "out", **QUICK, **{"image_layer.format": "jpeg"})
-    assert shipped.read_bytes() == good
-
-
-def test_photos_are_made_again_if_their_original_or_the_model_was_replaced(
-    people: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(PIPELINE, model)
-
-    def times(remade: str) -> dict[str, int]:
-        caplog.clear()
-        here(people, tmp_path / "out", pretrained_model_name_or_path=model, **QUICK)
-        assert ("photos are made again" in caplog.text) is bool(remade) and caplog.text.strip().endswith(remade)
-        return {path.parent.name: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/images/*/001.png"))}
-
-    first = times("")
-    (people / "s02/003.png").unlink()
-    assert times("") == first  # the others are as good as before
-    original = people / "s01/000.png"
-    Image.fromarray(np.array(Image.open(original)) ^ 1).save(original)  # within the budget of the protected photo
-    second = times("are made again: s01")
-    assert second["s01"] > first["s01"] and second["s02"] == first["s02"]
-    changed_copy(PIPELINE, tmp_path / "other")
-    shutil.rmtree(model)
-    (tmp_path / "other").rename(model)
-    third = times("are made again: s01, s02")
-    assert third["s01"] > second["s01"] and third["s02"] > second["s02"]
-    sampler = model / "scheduler/scheduler_config.json"
-    sampler.write_text(json.dumps(json.loads(sampler.read_text()) | {"beta_end": 0.02}))
-    fourth = times("are made again: s01, s02")
-    assert fourth["s01"] > third["s01"]
-
-
-def test_a_photo_that_is_replaced_while_others_are_protected_ends_the_run_and_the_next_one_takes_it(
-    people: Path, tmp_path: Path
-) -> None:
-    """Its faces were looked for at the start. Protected as it is now, figures would speak of two pictures."""
-    original, output = people / "s02/000.png", tmp_path / "out"
-
-    def turn_it(done: int, steps: int) -> None:
-        if (output / "images/s01/003.png").exists() and not (output / "images/s02").exists():
-            Image.open(original).rotate(180).save(original)
-
-    with pytest.raises(UserError, match=r"^s02/000\.png was changed during the run; run the command again$"):
-        perturb(load_config(PerturbConfig, arguments(people, output, **QUICK)), watch=turn_it)
-    assert not (output / "perturbation.json").exists() and not (output / "images/s02").exists()
-    assert len(here(people, output, **QUICK)["photos"]) == 8
-
-
-def test_a_photo_that_is_removed_while_the_model_is_loaded_ends_the_run_in_one_line(
-    people: Path, tmp_path: Path
-) -> None:
-    config = load_config(PerturbConfig, arguments(people, tmp_path / "out", **QUICK))
-    job, family = load_perturb(config, quiet=True)
-    (people / "s02/000.png").unlink()
-    with pytest.raises(UserError, match=r"^s02/000\.png cannot be read any more: No such file or directory$"):
-        job.run(family, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_run_leaves_no_figures_of_the_photos_before(people: Path, tmp_path: Path) -> None:
