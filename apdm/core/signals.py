@@ -27,13 +27,10 @@ STOP_SIGNALS = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
 )
 
-
 # How the job at work is continued, or the command that runs it among other jobs.
 _GO_ON = ContextVar("_GO_ON", default=SAME_COMMAND)
 # (which work is kept, how to continue) of a command that runs whole jobs, such as `apdm reproduce`.
 _COMMAND: ContextVar[tuple[str, str] | None] = ContextVar("_COMMAND", default=None)
-# What the caller of the block was handling when it began, such as the stop of an earlier job.
-_HANDLED: ContextVar[BaseException | None] = ContextVar("_HANDLED", default=None)
 
 
 def how_to_go_on() -> str:
@@ -57,9 +54,11 @@ class Stop:
     Attributes:
         asked: whether a signal has arrived.
         number: the first signal that arrived; None if there was none.
+        outside: what the caller was handling when this was made, such as the stop of an earlier job.
     """
 
     def __init__(self) -> None:
+        self.outside = sys.exception()
         self.asked = False
         self.number: int | None = None
         self._postponed = False
@@ -127,7 +126,6 @@ def stop_on_signals(
     advice = f"{kept_work}; {go_on}"
     outer_command = _COMMAND.set((kept_work, go_on) if runs_jobs else command)
     outer_go_on = _GO_ON.set(go_on if kept is not None else _GO_ON.get())
-    outside = _HANDLED.set(sys.exception())
     stop = Stop()
     around = _STOP.set(stop)
     before = {}
@@ -145,7 +143,6 @@ def stop_on_signals(
     finally:
         _COMMAND.reset(outer_command)
         _GO_ON.reset(outer_go_on)
-        _HANDLED.reset(outside)
         _STOP.reset(around)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -217,7 +214,8 @@ def interruption_in(error: BaseException | None) -> Interrupted | KeyboardInterr
     Args:
         error: an exception that was raised in a block of `stop_on_signals`, or None.
     """
-    outside = _HANDLED.get()
+    stop = _STOP.get()
+    outside = None if stop is None else stop.outside
     while error is not None and error is not outside:
         if isinstance(error, Interrupted | KeyboardInterrupt):
             return error

@@ -50,8 +50,10 @@ class Photo:
         return self.pixels.float() / 255
 
     def hash(self) -> bytes:
-        """A hash of the pixels. Photos of other sizes may have the same."""
-        return hashlib.sha256(self.pixels.numpy().tobytes()).digest()
+        """The SHA-256 of the size and the pixels."""
+        digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.numpy().tobytes())
+        return digest.digest()
 
 
 def read_photo(path: Path) -> Photo:
@@ -66,13 +68,13 @@ class PhotoFile:
     Attributes:
         path: the file.
         height, width: the size of the upright photo in pixels.
-        pixels: hash of the pixels, see `Photo.hash`.
+        hash: see `Photo.hash`.
     """
 
     path: Path
     height: int
     width: int
-    pixels: bytes
+    hash: bytes
 
     def read(self) -> Photo:
         """Read the photo.
@@ -81,7 +83,7 @@ class PhotoFile:
             UserError: the file cannot be read any more, or holds another picture. Faces were looked for in the first.
         """
         photo = read_photo(self.path)
-        if photo.pixels.shape[1:] != (self.height, self.width) or photo.hash() != self.pixels:
+        if photo.hash() != self.hash:
             raise UserError(f"{name_of(self.path)} was changed during the run; run the command again")
         return photo
 
@@ -123,15 +125,15 @@ def check_photos(subject: Subject, kind: Format, look: Callable[[Photo], object]
 
     def read(path: Path) -> PhotoFile:
         photo = read_photo(path)
-        pixels = photo.hash()
-        first = pictures.setdefault(pixels, path)
+        found = photo.hash()
+        first = pictures.setdefault(found, path)
         if first is not path:
             message = "%s and %s are the same photo: both are protected, and their mean less so; leave one out"
             logger.warning(message, name_of(first), name_of(path, 1))
         if look is not None:
             look(photo)
         height, width = photo.pixels.shape[1:]
-        return PhotoFile(path, height, width, pixels)
+        return PhotoFile(path, height, width, found)
 
     return each(subject.images, read)
 
