@@ -32,7 +32,7 @@ demo-long: $(READY) ## apdm demo --size full with twice the hardening, which tak
 test: $(READY) ## run the tests; ARGS=... goes to pytest
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
 
-# Measuring takes about a tenth more time. Processes that tests start are not counted.
+# Measuring takes an eighth more time or more. Processes that tests start are not counted.
 coverage: $(READY) ## run the tests and print the share of lines of apdm that they run
 	$(MAKE) test ARGS="--cov=apdm --cov-report=term:skip-covered $(ARGS)"
 

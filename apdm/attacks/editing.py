@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoPipelineForInpainting
 from torch import Tensor
 
 from apdm.attacks.purify import OptionsAsParams, check_image_to_image, check_strength, image_to_image
@@ -103,7 +102,6 @@ class Inpainting(Editing):
             repeated(photos, prompts),
             list(prompts),
             strength=self.strength,
-            pipeline_class=AutoPipelineForInpainting,
             mask_image=mask,
             **_without_size(options),
         )

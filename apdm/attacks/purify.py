@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
 from apdm.attacks import Purifier
@@ -251,7 +250,6 @@ def image_to_image(
     num_inference_steps: int,
     guidance_scale: float,
     batch_size: int = 4,
-    pipeline_class: Any = AutoPipelineForImage2Image,
     mask_image: Tensor | None = None,
 ) -> Tensor:
     """Run diffusers' image-to-image (or inpainting) pipeline on the model's parts.
@@ -264,7 +262,6 @@ def image_to_image(
         strength: how far towards pure noise the photo is taken, 0 to 1.
         num_inference_steps, guidance_scale: options of the sampler, as in `Family.sample`.
         batch_size: photos that are drawn at once.
-        pipeline_class: diffusers' class that chooses the pipeline.
         mask_image: `[N, 1, H, W]` for inpainting: 1 where the photo is drawn again, 0 where it is kept.
 
     Returns:
@@ -277,7 +274,11 @@ def image_to_image(
     if int(num_inference_steps * strength) < 1:  # diffusers would do no step at all
         return photos.clone()
     seeds = range(seed, seed + len(photos)) if isinstance(seed, int) else seed
-    pipeline = pipeline_class.from_pipe(model.pipeline)
+    # Imported here, because diffusers then imports all its pipelines, which takes half a second.
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    choice = AutoPipelineForImage2Image if mask_image is None else AutoPipelineForInpainting
+    pipeline = choice.from_pipe(model.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     takes_size = "height" in inspect.signature(pipeline.__call__).parameters
     pictures = []
