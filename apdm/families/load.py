@@ -225,7 +225,6 @@ def _from_folder(
             _check_buffers(folder / part, module, variant)
             if part == cls.denoiser_name:
                 _check_all_used(folder / part, module, variant)
-            _check_all_used(folder / part, module, variant)
         _check_loaded(file.path if file is not None and part in denoiser else folder / part, module.state_dict())
     dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
     location = None if file is None else file.path

@@ -116,6 +116,25 @@ def test_a_denoiser_with_a_tensor_that_its_config_has_no_place_for_is_refused(co
         load_family(copied)
 
 
+def test_names_of_earlier_versions_in_the_other_parts_are_read_as_before(copied, tiny_pipeline):
+    """The files of Stable Diffusion 1.5: text encoders had their positions, and attention of VAEs had other names."""
+    (encoder,) = (copied / "text_encoder").glob("*.safetensors")
+    positions = {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file(load_file(encoder) | positions, encoder, metadata={"format": "pt"})
+    (vae,) = (copied / "vae").glob("*.safetensors")
+    earlier = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    weights = load_file(vae)
+    for now, then in earlier.items():
+        weights = {name.replace(now, then): weight for name, weight in weights.items()}
+    assert weights.keys() != load_file(vae).keys()
+    save_file(weights, vae, metadata={"format": "pt"})
+    older, newer = (load_family(folder).pipeline for folder in (copied, tiny_pipeline))
+    for part in ("text_encoder", "vae"):
+        expected = getattr(newer, part).state_dict()
+        found = getattr(older, part).state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_what_is_no_pipeline_folder_is_said_to_be_none(tmp_path, tiny_pipeline):
     with pytest.raises(UserError, match="no such folder"):
         load_family(tmp_path / "nothing")
