@@ -248,8 +248,9 @@ def test_the_encoders_lora_takes_adamw_steps_on_the_error_of_photos_and_class_pi
         optimizer.step()
         optimizer.zero_grad()
     model, again = attack.prepare(family, given)
+    trained = model.pipeline.vae.state_dict()
     for name, weight in begun.state_dict().items():
-        torch.testing.assert_close(model.pipeline.vae.state_dict()[name], weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-5)
     with torch.no_grad():
         latents = begun.encode(pictures).latent_dist.mean * begun.config.scaling_factor
     assert again.class_images is not None

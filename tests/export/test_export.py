@@ -101,8 +101,9 @@ def test_the_denoisers_header_carries_the_facts_as_strings_and_its_weights_stay(
         "apdm.config_sha256": CONFIG_HASH,
         "apdm.base_sha256": model_hash(tiny_pipeline),
     }
+    expected = family.denoiser.state_dict()
     for name, weight in load_file(path).items():
-        assert torch.equal(weight, family.denoiser.state_dict()[name])
+        assert torch.equal(weight, expected[name])
 
 
 def test_a_file_without_metadata_gets_some(tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ def test_only_the_denoiser_s_weights_differ_in_a_saved_folder(tiny_pipeline, tmp
     changed = [n for n in names if (tiny_pipeline / n).read_bytes() != (tmp_path / "model" / n).read_bytes()]
     assert [str(n) for n in changed] == [UNET]
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
-    assert all(torch.equal(v, family.denoiser.state_dict()[k]) for k, v in again.unet.state_dict().items())
+    expected = family.denoiser.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.unet.state_dict().items())
 
 
 def test_a_pipeline_built_in_memory_is_saved_and_loaded_bitwise(family, tmp_path):

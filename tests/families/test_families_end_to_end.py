@@ -179,10 +179,9 @@ def test_photos_become_a_hardened_model_that_loads_draws_and_is_attacked(
         single_file=base.single_file_layout is not None,
     )
     model = harden(config).model_dir
-    ours = load_family(model)
-    names = set(base.denoiser.state_dict())
-    moved = {n for n in names if not torch.equal(base.denoiser.state_dict()[n], ours.denoiser.state_dict()[n])}
-    assert len(moved) > len(names) // 2
+    start, end = base.denoiser.state_dict(), load_family(model).denoiser.state_dict()
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert len(moved) > len(start) // 2
     pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(prompt="a photo of person", **SIZE, num_inference_steps=2, output_type="np").images
