@@ -46,6 +46,14 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are not forced to the disk, since no test cuts the power. Killed processes lose nothing by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # fails as fsync does if the file is not open
+        yield
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors and modules are float64 for the length of the test."""

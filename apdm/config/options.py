@@ -9,8 +9,9 @@ import dataclasses
 import json
 import operator
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -223,15 +224,14 @@ def options_by_path(cls: type) -> dict[str, Option]:
     return {found.path: found for found in _options(cls)}
 
 
-def _options(cls: type, prefix: str = "") -> Iterator[Option]:
+@cache
+def _options(cls: type, prefix: str = "") -> tuple[Option, ...]:
+    """All options of a class. They are found once, because Python reads the text of each type for milliseconds."""
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
-    for field in fields:
-        if not dataclasses.is_dataclass(hints[field.name]):
-            yield Option(prefix + field.name, hints[field.name], cls, field)
-    for field in fields:
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _options(hints[field.name], f"{prefix}{field.name}.")
+    groups = {field.name: hints[field.name] for field in fields if dataclasses.is_dataclass(hints[field.name])}
+    own = [Option(prefix + field.name, hints[field.name], cls, field) for field in fields if field.name not in groups]
+    return (*own, *(option for name, group in groups.items() for option in _options(group, f"{prefix}{name}.")))
 
 
 def _short(bound: float) -> str:

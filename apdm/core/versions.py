@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 
 VERSION = "0.1.0"
 
@@ -15,12 +16,16 @@ LIBRARIES = (
 
 def package_versions() -> dict[str, str]:
     """Return {name: version} of this package, of Python and of every installed library that a result depends on."""
+    installed = {name: version for name in LIBRARIES if (version := _installed(name)) is not None}
+    return {"apdm": VERSION, "python": platform.python_version(), **installed}
+
+
+@cache
+def _installed(library: str) -> str | None:
+    """The version of a library, or None if it is not installed. It is looked up once, which takes a millisecond."""
     from importlib import metadata  # takes long to import, and `import apdm` must not
 
-    versions = {"apdm": VERSION, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
