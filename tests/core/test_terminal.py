@@ -58,12 +58,18 @@ def test_a_line_and_its_end_are_written_in_one_piece(monkeypatch: pytest.MonkeyP
     assert {"with bars\n", "without\n"} <= set(pieces)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_program_that_is_started_without_standard_streams_does_its_work(tmp_path: Path, closed: str) -> None:
+@pytest.mark.parametrize(
+    ("closed", "command"),
+    [("<&-", ["attack", "--list"]), (">&-", ["attack", "--list"]), ("2>&-", ["attack", "--list"])]
+    + [("<&- >&- 2>&-", ["env"])],
+)
+def test_a_program_that_is_started_without_standard_streams_does_its_work(
+    tmp_path: Path, closed: str, command: list[str]
+) -> None:
     """Printing failed after all the work was done, and the next file that was opened took the stream's number."""
     script = (
         "import sys; from apdm.cli import console; from pathlib import Path; "
-        "sys.exit = lambda code: Path('code').write_text(str(code)); console(['env'])"
+        f"sys.exit = lambda code: Path('code').write_text(str(code)); console({command})"
     )
     words = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", script]
     result = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True)

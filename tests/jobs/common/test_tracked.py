@@ -194,25 +194,30 @@ import test_tracked as t
 PartialState()
 folder = pathlib.Path({folder!r})
 (folder / "report.html").write_text("the page")
-with t.Tracker("wandb", folder / "logs", shows_people={people}) as tracker:
-    tracker.numbers({{"loss": 1.0}}, 7)
-    t.track_audit(tracker, t.RESULTS, t.PICTURES, folder / "report.html")
+for people in (False, True):
+    with t.Tracker("wandb", folder / f"logs-{{people}}", shows_people=people) as tracker:
+        tracker.numbers({{"loss": 1.0}}, 7)
+        t.track_audit(tracker, t.RESULTS, t.PICTURES, folder / "report.html")
 """
 
 
-@pytest.mark.parametrize("shows_people", [False, True])
-def test_weights_and_biases_gets_the_attacks_steps_as_an_axis_of_their_own(tmp_path: Path, shows_people: bool) -> None:
-    """The package is a real file with the calls of the real one that are used."""
-    (tmp_path / "site/wandb").mkdir(parents=True)
-    (tmp_path / "site/wandb/__init__.py").write_text(WANDB)
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an audit was tracked by Weights & Biases: a real file with the calls of the real package that are used."""
+    folder = tmp_path_factory.mktemp("tracked")
+    (folder / "site/wandb").mkdir(parents=True)
+    (folder / "site/wandb/__init__.py").write_text(WANDB)
     here = Path(__file__).parent
-    code = SCRIPT.format(
-        helpers=str(here.parents[1] / "helpers"), here=str(here), folder=str(tmp_path), people=shows_people
-    )
-    environment = {"PYTHONPATH": f"{tmp_path / 'site'}:{here.parents[2]}", "HF_HUB_OFFLINE": "1"}
+    code = SCRIPT.format(helpers=str(here.parents[1] / "helpers"), here=str(here), folder=str(folder))
+    environment = {"PYTHONPATH": f"{folder / 'site'}:{here.parents[2]}", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    calls, code_at_end = json.loads((tmp_path / "logs/calls.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize("shows_people", [False, True])
+def test_weights_and_biases_gets_the_attacks_steps_as_an_axis_of_their_own(tracked: Path, shows_people: bool) -> None:
+    calls, code_at_end = json.loads((tracked / f"logs-{shows_people}/calls.json").read_text())
     assert code_at_end == 0 and calls[0] == [{"loss": 1.0}, 7]
     assert all(step is None for _, step in calls[1:])  # a step lower than 7 would be dropped
     assert [{"axis of likeness/dreambooth/base/enc-a": "attack step"}, None] in calls
