@@ -60,7 +60,7 @@ def test_a_line_and_its_end_are_written_in_one_piece(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("closed", "command"),
-    [("<&-", ["attack", "--list"]), (">&-", ["attack", "--list"]), ("2>&-", ["attack", "--list"])]
+    [("<&-", ["harden", "--help-all"]), (">&-", ["harden", "--help-all"]), ("2>&-", ["harden", "--help-all"])]
     + [("<&- >&- 2>&-", ["env"])],
 )
 def test_a_program_that_is_started_without_standard_streams_does_its_work(
