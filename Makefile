@@ -17,9 +17,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "apdm needs Python 3.11 or newer, and $(PYTHON) is not: name one with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
+	# Python compiles a module when it is first imported: most of these are never imported.
 	# torch alone and first: the other packages ask for a range, which might draw another build of it.
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: $(READY) ## harden the bundled model against a drawn person and attack it: outputs/demo/
@@ -28,9 +29,11 @@ demo: $(READY) ## harden the bundled model against a drawn person and attack it:
 demo-long: $(READY) ## apdm demo --size full with twice the hardening, which takes some twelve minutes
 	$(BIN)/apdm demo --size long
 
-# A process per core, each with one thread: the models are tiny. Offline: no test may download.
+# A process per core, each with one thread: the models are tiny. Offline: no test may download. xdist would keep files
+# with few tests for the end, and these are the longest: at the end one process would work alone.
 test: $(READY) ## run the tests; ARGS=... goes to pytest
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Measuring takes an eighth more time or more. Processes that tests start are not counted.
 coverage: $(READY) ## run the tests and print the share of lines of apdm that they run
