@@ -4,21 +4,15 @@
 // generator of the CPU. Like Apple's MPS, it has no float64, and `torch.accelerator` cannot ask it for its memory.
 // PyTorch knows it as the backend PrivateUse1.
 
+#include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
-#include <ATen/native/Resize.h>
-#include <ATen/ops/_reshape_alias_native.h>
-#include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/unfold_native.h>
-#include <ATen/ops/view_as_complex_native.h>
-#include <ATen/ops/view_as_real_native.h>
-#include <ATen/ops/view_native.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <torch/extension.h>
+#include <torch/library.h>
 
 #include <mutex>
 #include <set>
@@ -359,8 +353,8 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 
 }  // namespace at::autocast
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+TORCH_LIBRARY(second_device, m) {
   static Hooks hooks;
   at::RegisterPrivateUse1HooksInterface(&hooks);
-  m.def("default_generator", [] { return default_generator(); });
+  m.def("default_generator", default_generator);
 }
