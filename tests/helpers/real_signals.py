@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,12 @@ LAUNCHED = {
 
 
 @contextmanager
-def signal_when(path: Path, number: int) -> Iterator[None]:
-    """Send this process a real signal once `path` exists."""
+def signal_when(ready: Path | Callable[[], bool], number: int) -> Iterator[None]:
+    """Send this process a real signal once `ready` exists, or says so."""
+    is_ready = ready.exists if isinstance(ready, Path) else ready
 
     def wait() -> None:
-        while not path.exists():
+        while not is_ready():
             time.sleep(0.002)
         os.kill(os.getpid(), number)
 

@@ -23,6 +23,7 @@ from foreign import foreign_lines
 from in_process import run_here
 from perturb_run import QUICK, ROOT, arguments, files, here
 from PIL import Image
+from real_signals import signal_when
 
 from apdm.config import PerturbConfig, load_config
 from apdm.core.errors import Interrupted, UserError
@@ -138,15 +139,12 @@ def test_a_photo_that_was_changed_or_lost_is_made_again(finished: tuple[Path, Pa
 
 
 def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, tmp_path: Path):
-    words = command(*arguments(people, tmp_path / "out", **SLOW))
-    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out/images/s01/003.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert said.rstrip().endswith("apdm: interrupted: photos that are finished are kept; the same command goes on")
+    with signal_when(tmp_path / "out/images/s01/003.png", signal.SIGTERM):
+        stopped = run_here("perturb", *arguments(people, tmp_path / "out", **SLOW))
+    assert stopped.returncode == 3
+    said = stopped.stderr.rstrip()
+    assert said.endswith("apdm: interrupted: photos that are finished are kept; the same command goes on")
+    assert not (tmp_path / "out/images/s02/003.png").exists()
     assert len(here(people, tmp_path / "out", **SLOW)["photos"]) == 8
 
 
