@@ -5,7 +5,7 @@ latent space (TAESD's). The model is a Stable Diffusion 1.5 of three million wei
 tests show that all parts work together on photos, and that only real networks judge. They show no protection.
 
 Only one face encoder is at hand. So the encoder that judges is the one that the photos mislead, and no unrelated one
-can contradict it. The report must say so. All of it takes between two and three minutes of one core.
+can contradict it. The report must say so. All of it takes about one minute of one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from apdm.families import load_family
 from benchmarks import real_world
 from benchmarks.real_world import PACK, QUICK
 
-RESOLUTION = 256
+RESOLUTION = 128  # from which the detector sees the faces
 ENCODER = "insightface_pack"
 
 pytestmark = needs_assets
@@ -126,9 +126,8 @@ def test_verify_accepts_what_harden_and_perturb_wrote(hardened, people, base, pa
     assert done.returncode == 0, done.stderr
     photos = json.loads((alone / "perturbation.json").read_text())["photos"]
     assert [len(photo["faces"]) for photo in photos] == [1] * QUICK.photos
-    assert apdm.verify(output_dir=alone, subjects=people / "protected").problems == ()
-    done = real_world.run("verify", {"output_dir": hardened[0], "subjects": people / "protected"}, package)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for output in (alone, hardened[0]):
+        assert apdm.verify(output_dir=output, subjects=people / "protected").problems == ()
 
 
 def test_the_benchmark_s_table_has_a_line_for_each_attack_and_its_caveat(results) -> None:
