@@ -188,7 +188,7 @@ class Utility:
 
 def harden(name: str, recipe: Recipe, folder: Path, minutes: float, seed: int = 0) -> dict[str, Any]:
     """Write `folder`/model, hardened as far as utility allows; what was seen on the way."""
-    write_subjects(folder / "people", protected=recipe.people, first=PEOPLE_PER_SEED * seed)
+    write_subjects(folder / "people", protected=recipe.people, others=0, strangers=0, first=PEOPLE_PER_SEED * seed)
     config = load_config(
         HardenConfig,
         [

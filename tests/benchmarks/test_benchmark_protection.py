@@ -14,12 +14,12 @@ from benchmarks import protection
 from benchmarks.objectives.projected import Projected, project
 from benchmarks.protection import DREAMBOOTH, OTHER, RECIPES, Recipe, harden, summary
 
-SMALL = ["--num_class_images", "4"]
+SMALL = ["--num_class_images", "4", "--train_batch_size", "1"]
 
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protection, "CLASS_PICTURES", 6)
+    monkeypatch.setattr(protection, "CLASS_PICTURES", 2)
 
 
 def test_imma_moves_attention_by_both_its_steps_and_the_rest_by_the_attackers_alone(tmp_path: Path) -> None:

@@ -46,12 +46,15 @@ def copied(stopped: Path, tmp_path: Path) -> Path:
 def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
     run: Run, tmp_path: Path, attackers: dict[str, object]
 ) -> None:
-    assert run(tmp_path / "straight", max_train_steps=7, **attackers) == 0
-    assert run(tmp_path / "resumed", max_train_steps=5, **attackers) == 0
-    shorter = weights(tmp_path / "resumed")
-    assert run(tmp_path / "resumed", max_train_steps=7, resume_from_checkpoint="latest", **attackers) == 0
-    assert equal(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
-    assert not equal(shorter, weights(tmp_path / "resumed"))
+    output, options = tmp_path / "run", {"max_train_steps": 7, "checkpoints_total_limit": "null", **attackers}
+    assert run(output, **options) == 0
+    straight, before = weights(output), (output / "checkpoint-000005/theta.safetensors").stat().st_mtime_ns
+    for lost in ("checkpoint-000006", "checkpoint-000007", "model"):
+        shutil.rmtree(output / lost)
+    (output / "manifest.json").unlink()
+    assert run(output, resume_from_checkpoint="latest", **options) == 0
+    assert equal(straight, weights(output))
+    assert (output / "checkpoint-000005/theta.safetensors").stat().st_mtime_ns == before  # it did not start anew
 
 
 def test_a_run_that_goes_on_writes_the_same_model_file_so_finished_attacks_on_it_are_found_again(
