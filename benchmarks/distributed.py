@@ -161,8 +161,7 @@ def launch(name: str, options: argparse.Namespace, folder: Path) -> dict[str, An
     command += ["--num_processes", str(size), "-m", "benchmarks.distributed", "--engine", name]
     command += ["--inner_steps", str(options.inner_steps), "--outer_steps", str(options.outer_steps)]
     command += ["--output", str(folder / "figures.json")]
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / "build/torch_extensions"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": extensions, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
     return dict(json.loads((folder / "figures.json").read_text()))
 

@@ -5,21 +5,18 @@ one for the step. It shards AdamW's moments, and in stage 3 the weights themselv
 and write these shards. theta, G and the outer AdamW stay ours (`apdm.distributed.master_weights`).
 
 All code that is specific to DeepSpeed is in this file. Besides DeepSpeed's public functions, this file uses some
-attributes that DeepSpeed does not document. Of a ZeRO-3 parameter it uses `ds_tensor`, the parameter's shard. Of the
-optimizer of DeepSpeed's engine it uses `optimizer` (the AdamW that DeepSpeed was given), `zero_grad`,
-`override_loss_scale`, `fp32_partitioned_groups_flat` (stage 3) and `_lazy_init_hp_params_optimizer_state` (stages 1 and
-2). All of them exist in DeepSpeed 0.19.8. `tests/distributed/test_engines.py` fails if one of them stops working.
+attributes that DeepSpeed does not document. Of its package it uses `ops.__compatible_ops__`. Of a ZeRO-3 parameter it
+uses `ds_tensor`, the parameter's shard. Of the optimizer of DeepSpeed's engine it uses `optimizer` (the AdamW that
+DeepSpeed was given), `zero_grad`, `override_loss_scale`, `fp32_partitioned_groups_flat` (stage 3) and
+`_lazy_init_hp_params_optimizer_state` (stages 1 and 2). All of them exist in DeepSpeed 0.19.8.
+`tests/distributed/test_engines.py` fails if one of them stops working.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -38,22 +35,20 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def require_deepspeed() -> None:
-    """Check that DeepSpeed is installed, and that it can build the operator that it needs on CPUs.
+    """Check that DeepSpeed is installed, and keep it from compiling an operator at its first start on CPUs.
 
-    It builds the operator at its first start on a machine, and looks for the tools at every start.
+    The operator serves tensor parallelism alone, which is not used here. To compile it takes half a minute, a compiler
+    and ninja.
 
     Raises:
-        UserError: DeepSpeed or a tool is missing.
+        UserError: DeepSpeed is missing.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError('the launcher asks for DeepSpeed, which is not installed: pip install "apdm[deepspeed]"')
-    beside = Path(sys.executable).parent  # where pip puts ninja; it is not searched unless the environment is active
-    if shutil.which("ninja") is None and shutil.which("ninja", path=str(beside)):
-        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(beside)])
-    compiler = (os.environ.get("CXX") or "c++").split()[0]
-    missing = [tool for tool in ("ninja", compiler) if shutil.which(tool) is None]
-    if missing and not torch.accelerator.is_available():
-        raise UserError(f"DeepSpeed builds an operator and finds no {' and no '.join(missing)}; {BUILD_MEND}")
+    if not torch.accelerator.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def build_fault(error: Exception) -> UserError | None:

@@ -21,7 +21,7 @@ from apdm.core.errors import Interrupted, UserError, first_line
 from apdm.core.launcher import MEND, check_launch, is_main_process
 from apdm.core.logging import EVERY_PROCESS, get_logger
 from apdm.core.signals import KEPT, NOTHING_KEPT, SAME_COMMAND, Stop, ctrl_c_kills, how_to_go_on, stop_on_signals
-from apdm.distributed.deepspeed import build_fault, require_deepspeed
+from apdm.distributed.deepspeed import require_deepspeed
 from apdm.distributed.engines import Compile, DataParallel, Engine, FullyShard, Independent
 from apdm.distributed.loss_scale import LossScale
 from apdm.distributed.processes import ProcessGroup
@@ -118,8 +118,6 @@ def _start(size: int, **options: Any) -> Accelerator:
         with ctrl_c_kills():
             return Accelerator(**options)
     except (ValueError, ImportError, RuntimeError) as error:
-        if fault := build_fault(error):
-            raise fault from None
         said = first_line(error)
         if size > 1:
             raise UserError(f"no connection to {others}: {said}; {MEND}") from None

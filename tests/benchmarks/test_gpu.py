@@ -37,8 +37,7 @@ def test_every_stage_runs_at_tiny_sizes_and_every_aim_of_agreement_is_met(tmp_pa
         for name, entry in kept["measurements"].items()
         if "error" in entry
     }
-    # DeepSpeed compiles an operator, for which the machine may lack a compiler.
-    assert not {name: error for name, error in failed.items() if not name.startswith("zero")}
+    assert not failed
     assert all(kept["done"] for kept in stages.values())
     for stage in ("agreement", "engines"):
         for name, entry in stages[stage]["measurements"].items():

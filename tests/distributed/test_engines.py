@@ -20,7 +20,6 @@ from launches import (
     Weights,
     distance,
     euclidean,
-    require_compiler,
     run_launcher,
     theta_at_start,
 )
@@ -67,8 +66,6 @@ def launch(tiny_pipeline: Path, checkpoint: Path, tmp_path_factory: pytest.TempP
     def start(engine: str) -> Path:
         if engine not in done:
             file, size, cases = LAUNCHES[engine]
-            if "zero" in engine:
-                require_compiler()
             folder = tmp_path_factory.mktemp(engine)
             shutil.copytree(checkpoint, folder / "single")
             result = run_launcher(file, size, [*ENGINE_CASES, tiny_pipeline, folder, *cases])

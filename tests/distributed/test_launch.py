@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -21,14 +20,14 @@ from engine_cases import PAPER, POOL
 from foreign import foreign_lines
 from in_process import run_here
 from launched import finish, start
-from launches import FLOOR, LAUNCHES, ROOT, distance, require_compiler
+from launches import FLOOR, LAUNCHES, ROOT, distance
 from safetensors.torch import load_file
 from tiny_run import UNET, arguments, write_people
 from torch import Tensor
 
 from apdm.config import L2PConfig, MemoryConfig, PoolConfig
 from apdm.core.errors import UserError
-from apdm.distributed.deepspeed import build_fault, require_deepspeed
+from apdm.distributed.deepspeed import build_fault
 from apdm.distributed.launch import EngineKind, check_processes, engine_kind, make_accelerator
 from apdm.export.manifest import verify_manifest
 from apdm.jobs.hardening.engine_options import check_engine
@@ -54,7 +53,6 @@ def bundled(people: Path, output: Path) -> list[str]:
 
 
 def test_two_processes_under_zero_2_export_the_folder_that_one_exports(people: Path, tmp_path: Path) -> None:
-    require_compiler()
     alone = run_here("harden", *bundled(people, tmp_path / "one"))
     assert alone.returncode == 0, alone.stderr
     code, said = finish(start(END_TO_END, bundled(people, tmp_path / "two")))
@@ -240,29 +238,6 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch: pyte
         with monkeypatch.context() as given, pytest.raises(UserError, match="version 2 without offload"):
             given.setenv(name, value)
             engine_kind(accelerator)
-
-
-@pytest.mark.parametrize("tool", ["ninja", "c++"])
-def test_tools_that_deepspeed_needs_and_does_not_find_are_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str
-) -> None:
-    for name in {"ninja", "c++"} - {tool}:
-        (tmp_path / name).touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # an environment without ninja
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=re.escape(f"finds no {tool}; install g++, ninja and")):
-        require_deepspeed()
-
-
-def test_ninja_is_found_in_an_environment_that_is_not_active(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/ninja").touch(0o755)
-    (tmp_path / "c++").touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
-    require_deepspeed()
-    assert shutil.which("ninja") == str(tmp_path / "bin/ninja")
 
 
 @pytest.mark.parametrize(
