@@ -8,6 +8,8 @@ import pytest
 from stored_cells import processes
 from tiny_audit import CONFIG, person, rows_of
 
+from apdm.attacks.parts.batches import probe_loss
+from apdm.audit.cells import runner
 from apdm.audit.cells.cell import COURSE_PICTURES
 from apdm.audit.cells.runner import CellRunner
 from apdm.audit.inputs.suites import SUITES, Entry
@@ -219,6 +221,15 @@ def test_of_the_pictures_before_an_attack_only_those_of_the_course_are_kept(run_
     assert {len(images) for images, _ in kept} == {COURSE_PICTURES}
     assert {len(features.detected) for _, features in kept} == {len(pictures["attack/base/s01/0"])} != {COURSE_PICTURES}
     assert len(pictures["course/attack/base/s01/0"]) == COURSE_PICTURES
+
+
+def test_the_denoising_error_before_an_attack_is_computed_once_for_all_seeds(run_audit, family, monkeypatch):
+    computed = []
+    monkeypatch.setattr(runner, "probe_loss", lambda *given: (computed.append(given), probe_loss(*given))[1])
+    rows = run_audit(replace(SHORT, seeds=2), others=[])[0]["attacks"]
+    assert len(rows) == 4 and len(computed) == sum(len(row["curve"]) for row in rows) - 2
+    assert {row["curve"][0]["loss"] for row in rows} == {probe_loss(family, *computed[0][1:])}  # both models are it
+    assert len({row["curve"][-1]["loss"] for row in rows}) == 2  # the seeds
 
 
 def test_drift_is_measured_where_somebody_reads_attributes(run_audit):

@@ -72,6 +72,8 @@ class CellRunner:
         # {(model, seed, prompts): the first COURSE_PICTURES pictures that the model draws before an attack, and what
         # the judges read from all of them, which at 1024 pixels may be 0.7 GB}
         self._untouched: dict[tuple[str, int, tuple[str, ...]], tuple[Tensor, Features]] = {}
+        # {(model, person, prompt): the model's denoising error on the person's photos before an attack}
+        self._first_losses: dict[tuple[str, str, str], float] = {}
 
     def run(self, cell: Cell, progress: Callable[[int, Tensor], None]) -> tuple[AttackRow, dict[str, Tensor]]:
         """Run a cell.
@@ -145,12 +147,14 @@ class CellRunner:
 
     def _measure(self, cell: Cell, measured: CellMeasurements, step: int, attacked: Family, latents: Posterior) -> None:
         """Draw and judge pictures after `step` attack steps, and add the figures to `measured`."""
-        images, features = self._draw(cell, attacked, step)
+        trained = not isinstance(cell.attack, Untrained)  # an attack without training draws from the photos at once
+        untouched = 0 == step < cell.nominal_step and trained and _is_untouched(attacked, self.models[cell.model])
+        images, features = self._draw(cell, attacked, untouched)
         references = self.references[cell.person.id]
         identity = self.judges.identity(features, references.embeddings)
         quality = person_quality(self.judges, features, references)
         quality["kernel_distance_to_class"] = distance_to_class(features, self.class_features)
-        loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
+        loss = self._loss(cell, attacked, latents, untouched)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the denoising error on the photos is {loss} after step {step}")
         point = CurvePoint(step=step, identity=identity, quality=quality, loss=loss)
@@ -175,7 +179,17 @@ class CellRunner:
             self._encoded[model, person] = encode_images(self.models[model], photos, batch_size=batch_size)
         return self._encoded[model, person]
 
-    def _draw(self, cell: Cell, attacked: Family, step: int) -> tuple[Tensor, Features]:
+    def _loss(self, cell: Cell, attacked: Family, latents: Posterior, untouched: bool) -> float:
+        """The denoising error on the photos. Before an attack changes the model it is computed only once."""
+        known = (cell.model, cell.person.id, cell.attack.instance_prompt)
+        if untouched and known in self._first_losses:
+            return self._first_losses[known]
+        loss = probe_loss(attacked, latents, cell.attack.instance_prompt)
+        if untouched:
+            self._first_losses[known] = loss
+        return loss
+
+    def _draw(self, cell: Cell, attacked: Family, untouched: bool) -> tuple[Tensor, Features]:
         """Draw pictures for the attacker's prompts, and run the judges' networks on them.
 
         Before the attack changes the model, the pictures do not depend on the person, so they are drawn only once. Only
@@ -184,8 +198,6 @@ class CellRunner:
         drawing = self.drawing
         prompts = cell.prompts(drawing)
         known = (cell.model, cell.seed, tuple(prompts))
-        trained = not isinstance(cell.attack, Untrained)  # an attack without training draws from the photos at once
-        untouched = 0 == step < cell.nominal_step and trained and _is_untouched(attacked, self.models[cell.model])
         if untouched and known in self._untouched:
             return self._untouched[known]
         images = drawing.draw(attacked, prompts, cell.seed, ATTACK_NOISE, like=cell.person.photos)
