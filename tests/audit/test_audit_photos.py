@@ -43,8 +43,8 @@ QUICK = {
     "image_layer.dladiff.surrogate_steps": 1,
     "image_layer.zero_shot.max_steps": 20,
     "audit.enabled": "true",
-    "audit.max_train_steps": 2,
-    "audit.nominal_step": 2,
+    "audit.max_train_steps": 1,
+    "audit.nominal_step": 1,
     "audit.eval_steps": 1,
     "audit.num_class_images": 4,
     "audit.num_images": 2,
@@ -264,7 +264,7 @@ def test_originals_that_an_audit_of_models_cannot_guess_are_asked_for(
 def test_apdm_audit_attacks_protected_photos_as_the_main_job_does(output: Path, people: Path, tmp_path: Path):
     words = ["--base", str(PIPELINE), "--hardened", str(output / "model"), "--subjects", str(people)]
     words += ["--protected_photos", str(output), "--output_dir", str(tmp_path / "out"), "--attacks", "dreambooth"]
-    words += ["--resolution", "64", "--seeds", "1", "--max_train_steps", "2", "--num_class_images", "4"]
+    words += ["--resolution", "64", "--seeds", "1", "--max_train_steps", "1", "--num_class_images", "4"]
     words += ["--num_images", "2", "--num_inference_steps", "2", "--num_threads", "1", "--show_photos", "true"]
     threads = torch.get_num_threads()
     assert main(["audit", *words]) == 1  # such pictures show nobody: nothing was shown to be protected

@@ -31,7 +31,7 @@ from apdm.export.manifest import verify_manifest
 from apdm.jobs.perturb import claim_photo_dir, perturb
 from apdm.portraits.subjects import write_subjects
 
-SLOW = {"image_layer.dladiff.rounds": 5}  # where a run must be stopped while it works
+SLOW = {"image_layer.dladiff.rounds": 5}  # where a process must be killed while it works
 
 
 @pytest.fixture
@@ -138,14 +138,16 @@ def test_a_photo_that_was_changed_or_lost_is_made_again(finished: tuple[Path, Pa
     assert files(tmp_path / "out/images") == known
 
 
-def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(people: Path, tmp_path: Path):
+def test_a_signal_ends_it_in_one_line_with_code_3_and_it_goes_on(finished: tuple[Path, Path], tmp_path: Path):
+    people, whole = finished
     with signal_when(tmp_path / "out/images/s01/003.png", signal.SIGTERM):
-        stopped = run_here("perturb", *arguments(people, tmp_path / "out", **SLOW))
+        stopped = run_here("perturb", *arguments(people, tmp_path / "out"))
     assert stopped.returncode == 3
     said = stopped.stderr.rstrip()
     assert said.endswith("apdm: interrupted: photos that are finished are kept; the same command goes on")
     assert not (tmp_path / "out/images/s02/003.png").exists()
-    assert len(here(people, tmp_path / "out", **SLOW)["photos"]) == 8
+    assert len(here(people, tmp_path / "out")["photos"]) == 8
+    assert files(tmp_path / "out/images") == files(whole / "images")
 
 
 def test_other_options_need_leave_to_replace_what_is_there(finished: tuple[Path, Path], tmp_path: Path):
