@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from apdm.core.quick_imports import allow_quick_imports, quick_imports
 from benchmarks.gpu.record import LOG, TABLE, Figure, Record, Work, at_most
 
 # {stage, which is a module of this package: its limit in seconds}
@@ -61,11 +62,12 @@ def without_refusals(work: Work) -> Mapping[str, Figure]:
 
 def run_stage(stage: str, folder: Path, *, tiny: bool) -> None:
     """Make all measurements of a stage in this process."""
-    from benchmarks.gpu import device
+    with quick_imports():
+        from benchmarks.gpu import device
 
+        works = measurements(stage, folder, tiny=tiny)
     record = Record(folder)
     record.content.setdefault("machine", device.describe())
-    works = measurements(stage, folder, tiny=tiny)
     for name in sorted(works, key=lambda name: record.was_cut_off(stage, name)):
         record.measure(stage, name, partial(without_refusals, works[name]))
         device.free()
@@ -146,5 +148,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    allow_quick_imports()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a stage is ended too
     sys.exit(main())
