@@ -7,6 +7,7 @@ a gradient, and `recognise` is for a graph that it cannot run.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from apdm.faces.optional_packages import import_extra, to_bgr
 logger = get_logger(__name__)
 
 THRESHOLD = 0.5  # lowest score of a detected face; InsightFace's own default
+REMEMBERED = 256  # pictures whose faces are kept
 NARROWEST = 64  # a picture's longer side over its shorter one; InsightFace fails if it shrinks a side to no pixel
 
 
@@ -33,6 +35,9 @@ class InsightFacePack:
 
     The detector's input size is left automatic. It then tries a small and a large size. With the single size 640 it
     would miss faces that fill the picture.
+
+    The faces of the latest pictures are remembered, because a face score and encoders of one pack look for them in the
+    same pictures, and that takes most of their time.
 
     Args:
         folder: a folder with the pack's .onnx files.
@@ -52,6 +57,7 @@ class InsightFacePack:
         models = _load(folder)
         self._detector: Any = models["detection"]
         self._recogniser: Any = models.get("recognition")
+        self._known: dict[tuple[tuple[int, ...], bytes], list[Face]] = {}  # by size and hash of the picture
         if not self._detector.use_kps:
             raise UserError(f"the detector of {self.name} gives no landmarks; use a pack with key points (kps)")
 
@@ -77,9 +83,17 @@ class InsightFacePack:
         height, width = image.shape[-2:]
         least = math.ceil(max(height, width) / NARROWEST)
         image = F.pad(image, (0, max(0, least - width), 0, max(0, least - height)))  # positions stay as they are
-        rows, landmarks = self._detector.detect(to_bgr(image))
+        pixels = to_bgr(image)
+        key = pixels.shape, hashlib.sha256(pixels.tobytes()).digest()
+        if key not in self._known:
+            if len(self._known) == REMEMBERED:
+                del self._known[next(iter(self._known))]  # the oldest
+            self._known[key] = self._detect(pixels)
+        return list(self._known[key])
+
+    def _detect(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Face]:
         faces = []
-        for row, points in zip(rows, landmarks, strict=True):
+        for row, points in zip(*self._detector.detect(pixels), strict=True):
             left, top, right, bottom, score = map(float, row)
             faces.append(Face((left, top, right, bottom), torch.from_numpy(points.astype(np.float32)), score))
         return sorted(faces, key=lambda face: face.area, reverse=True)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from apdm.faces import (
     Face,
     FaceDetector,
     align,
+    insightface_pack,
     load_detector,
     load_encoder,
     load_encoders,
@@ -336,6 +338,24 @@ def test_detectors_find_every_face_and_none_in_a_clock(detector: str, request: p
 def test_a_pack_looks_at_pictures_of_any_shape_and_says_where_the_face_is(size: tuple[int, int]):
     pack = InsightFacePack(PACK)
     assert pack.detect(torch.rand(3, *size)) == []
+
+
+@needs_assets
+def test_a_pack_looks_only_once_at_each_of_the_latest_pictures(monkeypatch: pytest.MonkeyPatch):
+    pack, (one, other) = InsightFacePack(PACK), photos("faces/f01", 2)
+    looked: list[Any] = []
+    detect = pack._detector.detect
+
+    def counted(pixels: Any) -> Any:
+        looked.append(pixels)
+        return detect(pixels)
+
+    monkeypatch.setattr(pack._detector, "detect", counted)
+    monkeypatch.setattr(insightface_pack, "REMEMBERED", 1)
+    (face,) = pack.detect(one)
+    assert pack.detect(one) == [face] and len(looked) == 1
+    assert pack.detect(other)[0].box != face.box and len(looked) == 2
+    assert pack.detect(one)[0].box == face.box and len(looked) == 3  # it was forgotten
 
 
 @needs_assets
