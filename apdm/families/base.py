@@ -76,6 +76,8 @@ class Family(TextReader, Sampler, Saver):
         location: the folder or file that the denoiser was read from; by default `source`. Messages name it.
         variant: which weight files of `source` were read, such as "fp16"; None for those without a suffix. `save` uses
             the same names.
+        configurations: the folder that the configurations, tokenizers and scheduler were read from; by default
+            `source`. `save` copies these files from there.
 
     Raises:
         UserError: the denoiser predicts something unknown, or takes more than the latents (an inpainting model).
@@ -108,9 +110,11 @@ class Family(TextReader, Sampler, Saver):
         dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
         location: str | Path | None = None,
         variant: str | None = None,
+        configurations: Path | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.source = source
+        self.configurations = configurations or source
         self.origin = Path(location) if location is not None else source
         self.location = str(self.origin or "this pipeline")
         self.dtypes = dtypes
@@ -168,16 +172,17 @@ class Family(TextReader, Sampler, Saver):
 
         New parts are frozen, except the denoiser. What is being trained in a shared part, such as a new word in a text
         encoder, stays so.
-        The result keeps the source folder only if nothing but the denoiser was replaced, because `save` copies all
-        parts but the denoiser from there.
+        The result keeps the folders that it was read from only if nothing but the denoiser was replaced, because `save`
+        copies all parts but the denoiser from there.
         """
         # A shallow copy of a pipeline can hold other parts without being constructed anew.
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**parts)
-        source = self.source if set(parts) <= {self.denoiser_name} else None
+        same = set(parts) <= {self.denoiser_name}
+        places = {"source": self.source if same else None, "configurations": self.configurations if same else None}
         shared = [part for name, part in self.pipeline.components.items() if name not in parts]
         trained = [p for part in shared if isinstance(part, nn.Module) for p in part.parameters() if p.requires_grad]
-        changed = type(self)(pipeline, source=source, dtypes=self.dtypes, location=self.origin, variant=self.variant)
+        changed = type(self)(pipeline, **places, dtypes=self.dtypes, location=self.origin, variant=self.variant)
         for parameter in trained:
             parameter.requires_grad_(True)
         changed.drawing = self.drawing

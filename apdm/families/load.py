@@ -295,7 +295,9 @@ def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype
         _check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
-    family = cls(pipeline, dtypes=dtypes_in_single_file(file.path, cls), location=file.path)
+    folder = Path(file.config) if file.config is not None else None
+    dtypes = dtypes_in_single_file(file.path, cls)
+    family = cls(pipeline, dtypes=dtypes, location=file.path, configurations=folder)
     check_markers(family, file.header, path=file.path, config=file.config)
     return family
 

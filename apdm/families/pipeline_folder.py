@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import CLIPTextModel, PreTrainedModel
 
 from apdm.core.errors import UserError, first_line
 from apdm.core.files import list_files, write_beside
+from apdm.core.model_path import INDEX as INDEX_FILE
 from apdm.core.model_path import PICKLES, index_file, local_model, missing
 from apdm.families.stored_file import check_content, read_header
 
@@ -32,6 +33,8 @@ OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # parts tha
 WEIGHTS = re.compile(r"[\w-]+?(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 INDEX = re.compile(r".*\.safetensors\.index(\.(?P<variant>\w+))?\.json")
+LICENCE = re.compile(r"licen[cs]e|notice", re.IGNORECASE)  # start of the names of files that must go along
+CLIP_LEVEL = "text_model."  # start of the names in a CLIPTextModel, which transformers dropped in 5.6
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # float types by the variants that are named after them
 
 
@@ -274,18 +277,18 @@ def write_pipeline(
     pipeline: DiffusionPipeline,
     directory: Path,
     *,
-    source: Path | None,
+    configurations: Path | None,
     copied: Mapping[str, Sequence[Path]],
     variants: Mapping[str, str | None],
     convert: Callable[[str, Any], Any],
 ) -> None:
     """Write a pipeline folder. An older folder of that name is replaced when the new one is complete.
 
-    Configuration files are copied from `source`, because the libraries rewrite them in ways that older versions cannot
-    read, and put the model's local path into them.
+    Licences are copied. So are configuration files, because the libraries rewrite them in ways that older versions
+    cannot read, and put the model's local path into them.
 
     Args:
-        source: the folder that the pipeline was read from, if there is one.
+        configurations: the pipeline folder that the configurations were read from, if there is one.
         copied: the weight files of parts that are copied as they are. Other parts are written from memory.
         variants: the variant in the file names of each part that is written from memory; None for plain names.
         convert: (part's name, module) -> the module to write. It is called for each module that is written from memory.
@@ -295,22 +298,43 @@ def write_pipeline(
         for name, part in pipeline.components.items():
             if part is None:
                 continue
-            target, origin = partial / name, source / name if source else None
+            target, origin = partial / name, configurations / name if configurations else None
             if isinstance(part, nn.Module):
                 target.mkdir()
                 for path in copied.get(name, ()):
                     shutil.copyfile(path, target / path.name)
                 if not copied.get(name):
-                    convert(name, part).save_pretrained(target, variant=variants.get(name), safe_serialization=True)
+                    _write_weights(convert(name, part), target, variants.get(name))
             elif origin is None:
                 part.save_pretrained(target)
             if origin:
                 _copy_configuration(origin, target)
             if isinstance(part, PreTrainedModel):
                 _load_in_float32(target / "config.json")
-        if source:
-            shutil.copyfile(source / "model_index.json", partial / "model_index.json")
+        if configurations:
+            _write_index(configurations, pipeline, partial)
+            for path in sorted(configurations.iterdir()):
+                if LICENCE.match(path.name) and path.is_file():
+                    shutil.copyfile(path, partial / path.name)
         _forget_paths(partial)
+
+
+def _write_weights(module: Any, target: Path, variant: str | None) -> None:
+    options: dict[str, Any] = {"variant": variant, "safe_serialization": True}
+    if isinstance(module, CLIPTextModel):  # under the names of all published files: transformers before 5.6 needs them
+        weights = {name.removeprefix(CLIP_LEVEL): weight for name, weight in module.state_dict().items()}
+        options["state_dict"] = {f"{CLIP_LEVEL}{name}": weight for name, weight in weights.items()}
+    module.save_pretrained(target, **options)
+
+
+def _write_index(configurations: Path, pipeline: DiffusionPipeline, target: Path) -> None:
+    """Copy model_index.json. Parts that the pipeline lacks, as after reading a single file, are left out in it."""
+    index = read_index(configurations)
+    lacking = [part for part in index if has_part(index, part) and getattr(pipeline, part, None) is None]
+    if lacking:
+        _write_json(target / INDEX_FILE, index | {part: [None, None] for part in lacking})
+    else:
+        shutil.copyfile(index_file(configurations), target / INDEX_FILE)
 
 
 def _copy_configuration(origin: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ class Saver(ABC):
 
     pipeline: Any
     source: Path | None
+    configurations: Path | None
     dtypes: Mapping[str, torch.dtype]
     variant: str | None
     denoiser_name: ClassVar[str]
@@ -38,7 +39,8 @@ class Saver(ABC):
     def with_denoiser_saved_in(self, dtype: torch.dtype) -> Self:
         """The same family, whose denoiser `save` writes in another float type. All parts are shared.
 
-        A variant such as fp16 is left behind if its type is another: then all files get plain names.
+        A variant such as fp16 is left behind if the denoiser was read from it and its type is another: then all files
+        get plain names.
         """
         changed = copy.copy(self)
         changed.dtypes = {**self.dtypes, self.denoiser_name: dtype}
@@ -55,7 +57,8 @@ class Saver(ABC):
     def save(self, directory: Path | str, *, variant: str | None = None) -> None:
         """Write a diffusers pipeline folder. All weights are written as safetensors.
 
-        All files except the denoiser's weights are copied from `source`: tokenizer, safety checker, configurations.
+        All files except the denoiser's weights are copied from `source`: tokenizer, safety checker, configurations. The
+        weights of a single file are written from memory, and the rest is copied from `configurations`.
         The denoiser's weights are written in the float type that they had in the files they came from, and all files
         get the names of the variant that was read. The folder is written under a temporary name and renamed when it is
         complete, so `directory` is never half written.
@@ -83,7 +86,12 @@ class Saver(ABC):
             if self.source and part != self.denoiser_name and (variant or name == self._variant_of(part)):
                 copied[part] = weight_files(self.source / part, name)
         write_pipeline(
-            self.pipeline, Path(directory), source=self.source, copied=copied, variants=names, convert=converted
+            self.pipeline,
+            Path(directory),
+            configurations=self.configurations,
+            copied=copied,
+            variants=names,
+            convert=converted,
         )
 
     @property
@@ -92,9 +100,13 @@ class Saver(ABC):
         return self.variant if any(map(self._saved_variant_of, self.pipeline.components)) else None
 
     def _saved_variant_of(self, part: str) -> str | None:
-        """The variant in a part's file names. Files that are called fp16 must not hold another type."""
+        """The variant in a part's file names. Files that are called fp16 must not hold another type.
+
+        The denoiser alone can have got another type than its files had. If it had plain names, the other parts keep
+        theirs: text encoders are published as fp16 beside a transformer in bfloat16.
+        """
         in_other_type = HALF.get(self.variant or "") not in (None, self.dtypes.get(self.denoiser_name))
-        return None if in_other_type else self._variant_of(part)
+        return None if in_other_type and self._variant_of(self.denoiser_name) else self._variant_of(part)
 
     def _variant_of(self, part: str) -> str | None:
         """The variant of the files that a part was read from."""

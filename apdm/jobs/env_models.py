@@ -27,7 +27,7 @@ from apdm.config.yaml_text import read_yaml
 from apdm.core.errors import UserError, one_line
 from apdm.core.files import sha256_file
 from apdm.core.logging import get_logger
-from apdm.core.model_path import HUB_ID, INDEX
+from apdm.core.model_path import HUB_ID, INDEX, index_file
 from apdm.faces.described import NamedThreshold, describe
 from apdm.faces.insightface_pack import InsightFacePack
 from apdm.faces.load import load_detector, load_encoder, split_spec, threshold_of
@@ -152,6 +152,8 @@ def recognise(path: str, *, allow_pickle: bool) -> Found:
     config = place / "config.json"
     if config.exists():
         return _of_config(place, path, note, config)
+    if any(place.glob(f"snapshots/*/{INDEX}")):
+        index_file(place)  # raises, and names the pipeline in this cache of the Hub
     raise UserError(f"{path} is no pipeline, no InsightFace pack and no model of transformers; name such a folder")
 
 

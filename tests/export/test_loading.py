@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from model_cards import assert_draws, run_card
 from safetensors.torch import load_file
 from tiny_pipelines import BUILDERS
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -54,26 +54,6 @@ def export(family: Family, root: Path, **options: Any) -> Path:
     facts["base_path"] = family.source or root / "none"
     single_file = family.single_file_layout is not None
     return export_model(family, root / "model", single_file=single_file, **facts, **options)
-
-
-def run_card(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Run every code block of the model card as it stands, and draw a picture with each pipeline that it loads."""
-    monkeypatch.chdir(root)
-    blocks = re.findall(r"```python\n(.*?)```", (root / "model/README.md").read_text(), re.DOTALL)
-    pipelines = []
-    for block in blocks:
-        names: dict[str, Any] = {}
-        exec(block, names)
-        pipelines.append(names["pipeline"])
-        assert not [part for part in pipelines[-1].components.values() if getattr(part, "training", False)]
-        assert_draws(pipelines[-1])
-    return pipelines
-
-
-def assert_draws(pipeline: Any) -> None:
-    pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(prompt="a photo of person", num_inference_steps=2, height=16, width=16, output_type="pt").images
-    assert picture.shape == (1, 3, 16, 16) and picture.isfinite().all()
 
 
 def modules(pipeline: Any) -> dict[str, Any]:

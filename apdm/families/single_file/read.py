@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from apdm.core.errors import UserError, first_line, loading_mend
@@ -31,8 +32,10 @@ from apdm.families.stored_file import Header, check_content, read_header, read_w
 if TYPE_CHECKING:
     from apdm.families.base import Family
 
-# diffusers looks for these parts in the file, where they cannot be. It leaves out a safety checker by itself.
-NOT_IN_FILE = ("image_encoder",)
+# diffusers looks for these parts in the file, where they cannot be, or knows the feature extractor only by its present
+# name. It leaves out a safety checker by itself, and nothing else needs the feature extractor.
+NOT_IN_FILE = ("image_encoder", "feature_extractor")
+CONFIGURATIONS = ("*.json", "*.txt", "*.model", "*.jinja")  # the names of files without weights that a pipeline needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,8 @@ def look_at_single_file(
         _check_place(config)
     if alone:
         config = _folder_of_other_parts(path, kind, config, variant=variant, allow_pickle=allow_pickle)
+    elif config is not None:
+        config = _local_configurations(config)
     if config is not None and (configured := _configured_class(Path(config), families)):
         if kind and families.get(configured) is not families[kind]:
             raise UserError(
@@ -212,10 +217,21 @@ def _folder_of_other_parts(
     return locate(config, revision=None, variant=variant, allow_pickle=allow_pickle)
 
 
+def _local_configurations(config: str | Path) -> Path:
+    """The local folder of the configurations of a pipeline. Those of a Hub id are downloaded, without weights."""
+    if Path(config).is_dir():
+        return Path(config)
+    try:
+        return Path(snapshot_download(str(config), allow_patterns=[*CONFIGURATIONS]))
+    except Exception as error:  # the Hub's library raises many kinds
+        raise UserError(
+            f"{config} is no local folder, and the Hub gave no configurations: {first_line(error)}; check the name of "
+            "--single_file_config"
+        ) from error
+
+
 def _configured_class(folder: Path, families: Mapping[str, type[Family]]) -> str:
-    """The pipeline class that a folder of configurations names, after a check of the folder; "" for a Hub id."""
-    if not folder.is_dir():
-        return ""
+    """The pipeline class that a folder of configurations names, after a check of the folder."""
     index = read_index(folder)
     kind = str(index.get("_class_name"))
     if kind in families:
