@@ -24,8 +24,9 @@ from apdm.families.pipeline_folder import (
     check_variant,
     has_part,
     locate,
-    pickled_weights,
+    read_files,
     read_index,
+    read_model,
     stored_dtype,
     stored_variants,
     weight_files,
@@ -213,7 +214,7 @@ def _from_folder(
     Args:
         file: a single file from which the denoiser is read; None if the folder has it.
     """
-    stored = {part: _stored_dtype(folder / part, variant) for part in index if has_part(index, part)}
+    stored = {part: stored_dtype(read_files(folder / part, variant)) for part in index if has_part(index, part)}
     dtypes = {part: found for part, found in stored.items() if found is not None}
     if file is not None:
         dtypes |= dtypes_in_single_file(file.path, cls)
@@ -290,25 +291,49 @@ def _without_undotted(folder: Path, variant: str | None) -> Iterator[Path]:
 
 
 def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype | None) -> Family:
-    pipeline = read_whole_pipeline(file)
+    beside = _parts_beside(file, cls)
+    pipeline = read_whole_pipeline(file, beside)
     for part, module in _modules(pipeline).items():
         _check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
     folder = Path(file.config) if file.config is not None else None
-    dtypes = dtypes_in_single_file(file.path, cls)
+    stored = {part: stored_dtype(read_files(folder / part, None)) for part in beside} if folder is not None else {}
+    dtypes = dtypes_in_single_file(file.path, cls) | {
+        part: found for part, found in stored.items() if found is not None
+    }
     family = cls(pipeline, dtypes=dtypes, location=file.path, configurations=folder)
     check_markers(family, file.header, path=file.path, config=file.config)
     return family
 
 
-def _stored_dtype(folder: Path, variant: str | None) -> torch.dtype | None:
-    return stored_dtype(_stored(folder, variant))
+def _parts_beside(file: SingleFile, cls: type[Family]) -> dict[str, nn.Module]:
+    """The parts that a single file lacks and the folder given with it has, in float32.
 
-
-def _stored(folder: Path, variant: str | None) -> list[Path]:
-    """The files that a part's weights were read from."""
-    return weight_files(folder, variant) or weight_files(folder, None) or pickled_weights(folder, variant)
+    The files of Stable Diffusion 3.5 have no text encoders, and those of some fine-tunes no VAE.
+    """
+    parts: dict[str, nn.Module] = {}
+    if file.config is None or cls.single_file_layout is None:
+        return parts
+    folder = Path(file.config)
+    index = read_index(folder)
+    for part, prefix in cls.single_file_layout.prefixes.items():
+        lacks = not any(name.startswith(prefix) for name in file.header.shapes)
+        if part == cls.denoiser_name or not (lacks and has_part(index, part) and weight_files(folder / part, None)):
+            continue
+        read_model(folder / part, allow_pickle=False)  # checks the files
+        logger.info("%s has no %s: that of %s is loaded", file.path, part, folder)
+        options = {"use_safetensors": True, "local_files_only": True}
+        try:
+            if part.startswith("text_encoder"):
+                parts[part] = _load_text_encoder(folder / part, index[part][1], torch.float32, None, options)
+            else:
+                parts[part] = getattr(diffusers, index[part][1]).from_pretrained(folder / part, **options)
+        except UserError:
+            raise
+        except Exception as error:  # as above
+            raise UserError(f"{folder / part} cannot be loaded: {first_line(error)}; copy the folder anew") from error
+    return parts
 
 
 def _modules(pipeline: Any) -> dict[str, nn.Module]:
@@ -322,7 +347,7 @@ def _load_text_encoder(
     encoder, info = getattr(transformers, kind).from_pretrained(
         folder,
         dtype=dtype,
-        variant=variant if weight_files(folder, variant) else None,
+        variant=variant if variant in stored_variants(folder.parent, folder.name) else None,
         output_loading_info=True,
         **options,
     )
@@ -354,7 +379,7 @@ def _check_all_used(folder: Path, denoiser: nn.Module, variant: str | None) -> N
 
 
 def _stored_names(folder: Path, variant: str | None) -> set[str]:
-    files = [path for path in _stored(folder, variant) if path.suffix != ".json"]
+    files = [path for path in read_files(folder, variant) if path.suffix != ".json"]
     return {name for path in files for name in read_header(path).shapes}
 
 

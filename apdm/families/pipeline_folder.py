@@ -187,7 +187,8 @@ def _check_vocabulary(folder: Path, is_t5: bool) -> None:
 
 
 def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> None:
-    if found := weight_files(folder, variant) or weight_files(folder, None):
+    found = [path for path in read_files(folder, variant) if path.suffix not in PICKLES]
+    if found:
         for path in found:
             _check_weight_file(path)
         if all(SHARD.search(path.name) for path in found):
@@ -203,9 +204,12 @@ def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> 
             hint = f"it has {', '.join(others)}: {'choose with --variant' if is_variant else 'rename it in lower case'}"
         raise UserError(f"{folder} has {wanted}; {hint}")
     if not allow_pickle:
+        plain = weight_files(folder, None)
+        first, lacks = (read_files(folder, variant)[0], f" of the variant {variant}") if plain else (pickles[0], "")
+        mend = "leave --variant out" if plain else "convert it"
         raise UserError(
-            f"{pickles[0]} is a pickle, which can run code when it is loaded, and {folder} has no "
-            "safetensors file; convert it, or pass --allow_pickle true if you trust its source"
+            f"{first} is a pickle, which can run code when it is loaded, and {folder} has no safetensors file{lacks}; "
+            f"{mend}, or pass --allow_pickle true if you trust its source"
         )
     for path in pickles:
         check_content(path)
@@ -235,6 +239,16 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
             if match and match["variant"] == variant:
                 found.append(path)
     return found
+
+
+def read_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files that a part's weights are read from, sorted, as the libraries choose them.
+
+    A pickle of the variant, which is read only where pickles are allowed, comes before safetensors without a suffix.
+    """
+    pickles = pickled_weights(folder, variant)
+    named = [path for path in pickles if variant and Path(path.stem).suffix == f".{variant}"]
+    return weight_files(folder, variant) or named or weight_files(folder, None) or pickles
 
 
 def pickled_weights(folder: Path, variant: str | None) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apdm.core.errors import UserError
-from apdm.families.pipeline_folder import HALF, weight_files, write_pipeline
+from apdm.families.pipeline_folder import HALF, read_files, weight_files, write_pipeline
 
 
 class Saver(ABC):
@@ -83,8 +83,9 @@ class Saver(ABC):
         copied: dict[str, list[Path]] = {}
         for part, name in names.items():
             # Files of a variant that was not read may hold other weights than the model in memory.
-            if self.source and part != self.denoiser_name and (variant or name == self._variant_of(part)):
-                copied[part] = weight_files(self.source / part, name)
+            if self.source and part != self.denoiser_name:
+                files = weight_files(self.source / part, name)
+                copied[part] = files if variant or files == read_files(self.source / part, self.variant) else []
         write_pipeline(
             self.pipeline,
             Path(directory),

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from apdm.core.errors import UserError
@@ -64,6 +65,26 @@ def test_weights_that_come_only_as_a_pickle_are_refused_unless_allowed(copied):
     family.save(copied.parent / "saved")
     assert not list((copied.parent / "saved").rglob("*.bin"))
     assert torch.equal(load_family(copied.parent / "saved").denoiser.conv_in.bias, weights["conv_in.bias"])
+
+
+def test_a_variant_that_a_part_has_only_as_a_pickle_is_refused_or_read_and_kept(copied, tmp_path):
+    for path in sorted(copied.glob("*/*.safetensors")):
+        half = {name: (weight * 1.5).half() for name, weight in load_file(path).items()}
+        name = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(half, path.with_name(f"{name}.fp16.bin"))
+    with pytest.raises(
+        UserError, match=r"fp16\.bin is a pickle.*no safetensors file of the variant fp16; leave --vari"
+    ):
+        load_family(copied, variant="fp16")
+    family = load_family(copied, variant="fp16", allow_pickle=True)
+    expected = StableDiffusionPipeline.from_pretrained(copied, variant="fp16", local_files_only=True)
+    family.save(tmp_path / "saved")
+    again = load_family(tmp_path / "saved")
+    assert set(again.dtypes.values()) == {torch.float16}
+    for part in ("unet", "vae", "text_encoder"):
+        for name, weight in getattr(expected, part).state_dict().items():
+            for loaded in (family, again):
+                assert torch.equal(getattr(loaded.pipeline, part).state_dict()[name], weight.float())
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])

@@ -150,6 +150,32 @@ def test_a_published_single_file_is_exported_with_the_configurations_of_its_fold
     assert all(key.startswith("text_model.") for key in load_file(model / "text_encoder/model.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("stable-diffusion-3.5-large", "text_encoders."),
+        ("stable-diffusion-3-medium-diffusers", "text_encoders.t5xxl."),
+        ("stable-diffusion-v1-5", "first_stage_model."),
+    ],
+)
+def test_parts_that_a_published_single_file_lacks_come_from_its_folder(
+    published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lacking: str
+):
+    base, file = published(name), tmp_path / "published.safetensors"
+    whole = single_file_weights(load_family(base))
+    save_file({key: weight.clone() for key, weight in whole.items() if not key.startswith(lacking)}, file)
+    family, expected = load_family(file, single_file_config=base), load_family(base)
+    drawn = expected.sample(["a photo of person"], seed=3, **SIZE)
+    assert torch.equal(family.sample(["a photo of person"], seed=3, **SIZE), drawn)
+    assert family.dtypes == {part: expected.dtypes[part] for part in family.dtypes}
+    assert not [name for name, module in family.pipeline.components.items() if getattr(module, "training", False)]
+    export_model(family, tmp_path / "model", base_path=file, single_file=True, **FACTS)
+    run_card(tmp_path, monkeypatch)
+    without = shutil.copytree(base, tmp_path / "configurations", ignore=shutil.ignore_patterns("*.safetensors*"))
+    with pytest.raises(UserError, match="appear to be missing in the checkpoint; see whether"):
+        load_family(file, single_file_config=without)
+
+
 def test_the_configurations_of_a_single_file_come_from_the_cache_of_the_hub(
     published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -114,8 +114,11 @@ def look_at_single_file(
     return file
 
 
-def read_whole_pipeline(file: SingleFile) -> Any:
+def read_whole_pipeline(file: SingleFile, beside: Mapping[str, nn.Module]) -> Any:
     """Read a single file that holds a whole pipeline.
+
+    Args:
+        beside: parts that the file lacks.
 
     Returns:
         A diffusers pipeline in float32, with all its networks in evaluation mode.
@@ -132,6 +135,7 @@ def read_whole_pipeline(file: SingleFile) -> Any:
             pipeline = getattr(diffusers, file.kind).from_single_file(
                 str(readable),
                 **dict.fromkeys(without),
+                **beside,
                 config=None if config is None else str(config),
                 local_files_only=config is not None and Path(config).is_dir(),
                 dtype=torch.float32,
