@@ -83,7 +83,8 @@ def stored_variants(folder: Path, part: str = "*") -> set[str | None]:
         part: the part to look at; by default all of them.
     """
     files = sorted(folder.glob(f"{part}/*"))
-    weights = [path.with_suffix(".safetensors").name for path in files if path.suffix in (".safetensors", *PICKLES)]
+    files = [path for path in files if path.suffix == ".safetensors" or _is_pickle(path)]
+    weights = [path.with_suffix(".safetensors").name for path in files]
     return {match["variant"] for match in map(WEIGHTS.fullmatch, weights) if match}
 
 
@@ -194,7 +195,7 @@ def _check_weights(folder: Path, *, variant: str | None, allow_pickle: bool) -> 
         if all(SHARD.search(path.name) for path in found):
             raise UserError(f"{folder} has sharded weights and no index of them (.index.json); copy the folder anew")
         return
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    pickles = sorted(filter(_is_pickle, folder.iterdir()))
     if not pickles:
         wanted = f"no safetensors weights{f' in variant {variant!r}' if variant else ''}"
         others = sorted(p.name for p in folder.iterdir() if p.suffix.lower() == ".safetensors")
@@ -252,14 +253,19 @@ def read_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def pickled_weights(folder: Path, variant: str | None) -> list[Path]:
-    """The pickles with weights of one variant in a folder, sorted; of all variants, if there are none of this one.
-
-    They are recognised by their names, which the libraries give. Training leaves other pickles in the same folder.
-    """
+    """The pickles with weights of one variant in a folder, sorted; of all variants, if there are none of this one."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    pickles = [path for path in files if path.suffix in PICKLES and "pytorch_model" in path.name]
+    pickles = list(filter(_is_pickle, files))
     middle = "" if variant is None else f".{variant}"
     return [path for path in pickles if Path(path.stem).suffix == middle] or pickles
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file has the name that the libraries give a pickle of weights.
+
+    Training leaves other pickles in the same folder, and OpenVINO's weights are no pickles, but are called .bin.
+    """
+    return path.suffix in PICKLES and "pytorch_model" in path.name
 
 
 def stored_dtype(files: Sequence[Path], prefix: str = "") -> torch.dtype | None:

@@ -108,6 +108,18 @@ def test_text_encoders_published_in_half_precision_keep_their_variant_beside_a_t
     assert family.saved_variant == "fp16" and again.text_encoder_3 is not None
 
 
+def test_openvino_weights_beside_a_variant_are_no_pickles(published, tmp_path: Path):
+    """As Stable Diffusion XL after a download of its fp16 files."""
+    base = published("stable-diffusion-xl-base-1.0")
+    plain = [path.relative_to(base) for path in base.glob("*/*.safetensors") if ".fp16." not in path.name]
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    for path in plain:
+        (folder / path).unlink()
+    with pytest.raises(UserError, match=r"it has model\.fp16\.safetensors: choose with --variant"):
+        load_family(folder)
+    assert recognise(str(folder), allow_pickle=False).use.endswith(" --variant fp16")
+
+
 # -- single files --------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,9 @@ def export(
     moved = tell_moved_weights(config, base, hardened)
     hardened.round_weights()
     if hardened.saved_variant:
-        logger.info("%s has the file names of the variant %s, as the base", output / MODEL, hardened.saved_variant)
+        logger.info(
+            "%s has the file names of the variant %s where the base has them", output / MODEL, hardened.saved_variant
+        )
     export_model(
         hardened,
         output / MODEL,

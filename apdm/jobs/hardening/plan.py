@@ -147,5 +147,5 @@ def files_text(base: Family) -> str | None:
     dtype = base.dtypes.get(base.denoiser_name, torch.float32)
     if dtype == torch.float32 and base.saved_variant is None:
         return None
-    variant = f", under the names of the variant {base.saved_variant}" if base.saved_variant else ""
-    return f"in {str(dtype).removeprefix('torch.')}{variant}, as those of the base"
+    variant = f", with the names of the variant {base.saved_variant} where it has them" if base.saved_variant else ""
+    return f"in {str(dtype).removeprefix('torch.')}, as those of the base{variant}"
