@@ -11,13 +11,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from apdm.config.plugins import FAMILIES
 from apdm.core.errors import UserError, first_line, loading_mend
 from apdm.core.libraries import bars_as_before, quiet_bars
 from apdm.core.logging import get_logger
-from apdm.core.terminal import count
 from apdm.families.base import Family
 from apdm.families.pipeline_folder import (
     check_parts,
@@ -33,7 +32,7 @@ from apdm.families.pipeline_folder import (
 )
 from apdm.families.single_file.markers import check_markers
 from apdm.families.single_file.read import SingleFile, look_at_single_file, read_denoiser, read_whole_pipeline
-from apdm.families.stored_file import read_header
+from apdm.families.weight_checks import check_all_used, check_buffers, check_loaded, refuse_missing
 
 logger = get_logger(__name__)
 
@@ -223,10 +222,10 @@ def _from_folder(
     pipeline = _read_pipeline(folder, index, dtypes=loaded, variant=variant, allow_pickle=allow_pickle, given=denoiser)
     for part, module in _modules(pipeline).items():
         if part not in denoiser:
-            _check_buffers(folder / part, module, variant)
+            check_buffers(folder / part, module, variant)
             if part == cls.denoiser_name:
-                _check_all_used(folder / part, module, variant)
-        _check_loaded(file.path if file is not None and part in denoiser else folder / part, module.state_dict())
+                check_all_used(folder / part, module, variant)
+        check_loaded(file.path if file is not None and part in denoiser else folder / part, module.state_dict())
     dtypes = {part: found for part, found in dtypes.items() if part in _modules(pipeline)}
     location = None if file is None else file.path
     return cls(pipeline, source=folder, dtypes=dtypes, location=location, variant=variant)
@@ -294,7 +293,7 @@ def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype
     beside = _parts_beside(file, cls)
     pipeline = read_whole_pipeline(file, beside)
     for part, module in _modules(pipeline).items():
-        _check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
+        check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
     folder = Path(file.config) if file.config is not None else None
@@ -351,53 +350,5 @@ def _load_text_encoder(
         output_loading_info=True,
         **options,
     )
-    _refuse_missing(folder, sorted(info["missing_keys"]))
+    refuse_missing(folder, sorted(info["missing_keys"]))
     return encoder
-
-
-def _check_buffers(folder: Path, module: nn.Module, variant: str | None) -> None:
-    """Raise UserError if the files lack numbers that are no weights, such as a VAE's statistics of its latents.
-
-    diffusers leaves them at their defaults, and only warns.
-    """
-    buffers = {name for name, value in module.state_dict().items() if value.is_floating_point()}
-    buffers -= {name for name, _ in module.named_parameters()}
-    if buffers and isinstance(module, diffusers.ModelMixin):
-        _refuse_missing(folder, sorted(buffers - _stored_names(folder, variant)))
-
-
-def _check_all_used(folder: Path, denoiser: nn.Module, variant: str | None) -> None:
-    """Raise UserError if the files of the denoiser hold tensors that its config.json has no place for.
-
-    diffusers leaves them out, and only warns. The hardened model would be another one than the user gave.
-    """
-    if more := sorted(_stored_names(folder, variant) - denoiser.state_dict().keys()):
-        raise UserError(
-            f"the weights in {folder} have {count(len(more), 'tensor')} that its config.json has no place for, for "
-            f"example {more[0]}; copy the config.json that belongs to them"
-        )
-
-
-def _stored_names(folder: Path, variant: str | None) -> set[str]:
-    files = [path for path in read_files(folder, variant) if path.suffix != ".json"]
-    return {name for path in files for name in read_header(path).shapes}
-
-
-@torch.no_grad()
-def _check_loaded(where: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise UserError if weights are missing, or hold values that are no numbers (NaN) or infinite."""
-    # diffusers leaves weights that a file lacks without storage, and only warns.
-    _refuse_missing(where, [name for name, weight in weights.items() if weight.is_meta])
-    for name, weight in weights.items():
-        # The sum is much faster than a look at each value, and finite only if all values are.
-        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
-            raise UserError(
-                f"{where} has values in {name} that are no numbers or infinite, as after a failed merge; use another "
-                "copy of the model"
-            )
-
-
-def _refuse_missing(where: Path, names: list[str]) -> None:
-    if names:
-        lacking = count(len(names), "tensor")
-        raise UserError(f"the weights in {where} lack {lacking}, for example {names[0]}; copy them anew")
