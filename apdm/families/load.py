@@ -297,10 +297,10 @@ def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
     folder = Path(file.config) if file.config is not None else None
-    stored = {part: stored_dtype(read_files(folder / part, None)) for part in beside} if folder is not None else {}
-    dtypes = dtypes_in_single_file(file.path, cls) | {
-        part: found for part, found in stored.items() if found is not None
-    }
+    dtypes = dtypes_in_single_file(file.path, cls)
+    for part in beside:
+        if folder is not None and (found := stored_dtype(read_files(folder / part, None))):
+            dtypes[part] = found
     family = cls(pipeline, dtypes=dtypes, location=file.path, configurations=folder)
     check_markers(family, file.header, path=file.path, config=file.config)
     return family
