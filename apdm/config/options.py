@@ -226,7 +226,7 @@ def options_by_path(cls: type) -> dict[str, Option]:
 
 @cache
 def _options(cls: type, prefix: str = "") -> tuple[Option, ...]:
-    """All options of a class. They are found once, because Python reads the text of each type for milliseconds."""
+    """All options of a class. They are kept, because Python takes milliseconds to read the types."""
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
     groups = {field.name: hints[field.name] for field in fields if dataclasses.is_dataclass(hints[field.name])}

@@ -290,13 +290,13 @@ def _without_undotted(folder: Path, variant: str | None) -> Iterator[Path]:
 
 
 def _from_single_file(file: SingleFile, cls: type[Family], *, dtype: torch.dtype | None) -> Family:
-    beside = _parts_beside(file, cls)
+    beside, folder = _parts_beside(file, cls), file.config
     pipeline = read_whole_pipeline(file, beside)
     for part, module in _modules(pipeline).items():
-        check_loaded(file.path, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
+        where = folder / part if folder is not None and part in beside else file.path
+        check_loaded(where, {f"{part}.{name}": weight for name, weight in module.state_dict().items()})
     for part, module in _modules(pipeline).items() if dtype is not None else ():
         module.to(torch.float32 if part == cls.denoiser_name else dtype)
-    folder = Path(file.config) if file.config is not None else None
     dtypes = dtypes_in_single_file(file.path, cls)
     for part in beside:
         if folder is not None and (found := stored_dtype(read_files(folder / part, None))):
@@ -312,9 +312,9 @@ def _parts_beside(file: SingleFile, cls: type[Family]) -> dict[str, nn.Module]:
     The files of Stable Diffusion 3.5 have no text encoders, and those of some fine-tunes no VAE.
     """
     parts: dict[str, nn.Module] = {}
-    if file.config is None or cls.single_file_layout is None:
+    folder = file.config
+    if folder is None or cls.single_file_layout is None:
         return parts
-    folder = Path(file.config)
     index = read_index(folder)
     for part, prefix in cls.single_file_layout.prefixes.items():
         lacks = not any(name.startswith(prefix) for name in file.header.shapes)
@@ -330,7 +330,7 @@ def _parts_beside(file: SingleFile, cls: type[Family]) -> dict[str, nn.Module]:
                 parts[part] = getattr(diffusers, index[part][1]).from_pretrained(folder / part, **options)
         except UserError:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # the libraries raise many kinds
             raise UserError(f"{folder / part} cannot be loaded: {first_line(error)}; copy the folder anew") from error
     return parts
 

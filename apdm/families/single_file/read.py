@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # diffusers looks for these parts in the file, where they cannot be, or knows the feature extractor only by its present
 # name. It leaves out a safety checker by itself, and nothing else needs the feature extractor.
 NOT_IN_FILE = ("image_encoder", "feature_extractor")
-CONFIGURATIONS = ("*.json", "*.txt", "*.model", "*.jinja")  # the names of files without weights that a pipeline needs
+# The names of files without weights that a pipeline needs, and of licences.
+CONFIGURATIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICEN*", "NOTICE*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class SingleFile:
         path: the file.
         header: what it says about itself.
         kind: the pipeline class that it belongs to.
-        config: the pipeline folder or Hub id that was given with it; a local folder if the other parts come from there.
+        config: the local pipeline folder that was given with it, or to which a Hub id was downloaded.
         variant: which weights of that folder are read; None for plain files, or if none are read.
         holds_pipeline: whether the file holds the whole pipeline, and not the denoiser alone.
     """
@@ -54,7 +55,7 @@ class SingleFile:
     path: Path
     header: Header
     kind: str
-    config: str | Path | None
+    config: Path | None
     variant: str | None
     holds_pipeline: bool
 
@@ -91,21 +92,22 @@ def look_at_single_file(
     alone = bool(kind) and not _layout(families[kind]).holds_pipeline
     if config is not None:
         _check_place(config)
+    folder: Path | None = None
     if alone:
-        config = _folder_of_other_parts(path, kind, config, variant=variant, allow_pickle=allow_pickle)
+        folder = _folder_of_other_parts(path, kind, config, variant=variant, allow_pickle=allow_pickle)
     elif config is not None:
-        config = _local_configurations(config)
-    if config is not None and (configured := _configured_class(Path(config), families)):
+        folder = _local_configurations(config)
+    if folder is not None and (configured := _configured_class(folder, families)):
         if kind and families.get(configured) is not families[kind]:
             raise UserError(
-                f"{path} holds a {kind}, but {config} is a {configured}; name the folder that belongs to the file"
+                f"{path} holds a {kind}, but {folder} is a {configured}; name the folder that belongs to the file"
             )
         _check_names(path, header, kind, families[configured])
         kind = configured
     if kind not in families:
         raise UserError(f"{path} is no single file of a known model; supported: {', '.join(families)}")
-    cls, wanted = families[kind], variant if alone and variant in stored_variants(Path(str(config))) else None
-    file = SingleFile(path=path, header=header, kind=kind, config=config, variant=wanted, holds_pipeline=not alone)
+    cls, wanted = families[kind], variant if alone and folder and variant in stored_variants(folder) else None
+    file = SingleFile(path=path, header=header, kind=kind, config=folder, variant=wanted, holds_pipeline=not alone)
     if alone:
         _check_other_parts(file, cls, allow_pickle=allow_pickle)
         _check_denoiser(file, cls)
@@ -128,7 +130,7 @@ def read_whole_pipeline(file: SingleFile, beside: Mapping[str, nn.Module]) -> An
             reached.
     """
     path, config = file.path, file.config
-    without = parts_left_out(Path(config)) if config is not None else []
+    without = parts_left_out(config) if config is not None else []
     suffix = ".ckpt" if check_content(path) == "pickle" else ".safetensors"
     try:
         with _readable(path, suffix) as readable:
@@ -137,7 +139,7 @@ def read_whole_pipeline(file: SingleFile, beside: Mapping[str, nn.Module]) -> An
                 **dict.fromkeys(without),
                 **beside,
                 config=None if config is None else str(config),
-                local_files_only=config is not None and Path(config).is_dir(),
+                local_files_only=config is not None,
                 dtype=torch.float32,
             )
     except Exception as error:  # diffusers' loader has no errors of its own, so a bad file can raise anything
